@@ -1,0 +1,25 @@
+"""The algorithms, by name. One file each; importing this package imports none of them."""
+
+from importlib import import_module
+
+from zhixing.errors import unknown
+
+ALGORITHMS = {
+    "q_learning": "QLearning",
+    "dqn": "DQN",
+    "ppo": "PPO",
+}
+
+
+def algorithm_class(name: str) -> type:
+    """The class of the algorithm called `name`; hyphens do for underscores, and case does not count."""
+    module = name.lower().replace("-", "_")
+    if module not in ALGORITHMS:
+        raise unknown("algorithm", name, ALGORITHMS)
+    return getattr(import_module(f"zhixing.algorithms.{module}"), ALGORITHMS[module])
+
+
+def name_of(algorithm: object) -> str:
+    """The name of an algorithm object, "custom" for a user's own."""
+    names = {class_name: name for name, class_name in ALGORITHMS.items()}
+    return names.get(type(algorithm).__name__, "custom")

@@ -1,0 +1,96 @@
+"""Deep Q-network (DQN) with a fixed target network.
+
+Mnih et al., "Human-level control through deep reinforcement learning", Nature 518, 2015, Algorithm 1.
+Departures: Adam for RMSProp; frame stacking is the environment's, as a transform.
+
+    (DQN.1)  with probability ε a random action a, otherwise a = argmaxₐ Q(s, a; θ)
+    (DQN.2)  execute a, observe r and s', store (s, a, r, s') in the replay
+    (DQN.3)  sample a minibatch of transitions from the replay
+    (DQN.4)  y = r                              if the episode terminates at s'
+             y = r + γ maxₐ Q(s', a; θ⁻)        otherwise
+    (DQN.5)  a gradient step on (y - Q(s, a; θ))² (or Huber's loss of it) with respect to θ
+    (DQN.6)  every C updates θ⁻ = θ; or, softly, θ⁻ ← (1 - τ) θ⁻ + τ θ at each
+"""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zhixing import exploration, schedules
+from zhixing.core import Clock, Learned, OffPolicy, Spec, Transition, Vector, hyperparameters, require_positive
+from zhixing.networks import Activation, QNetwork
+
+
+class State(NamedTuple):
+    q: Learned  # Q(·; θ)
+    q_target: Vector  # Q(·; θ⁻)
+    clock: Clock
+
+
+@hyperparameters
+class DQN(OffPolicy):
+    """Deep Q-network."""
+
+    discrete_only: ClassVar[bool] = True
+
+    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer
+    activation: Activation = "relu"
+    learning_rate: float = 1e-3
+    learning_rate_schedule: schedules.Schedule = "constant"
+    discount: float = 0.99  # γ
+    epsilon_start: float = 1.0  # ε at the start
+    epsilon_end: float = 0.05  # ε after annealing
+    epsilon_fraction: float = 0.1  # the part of the run over which ε goes from start to end
+    target_update: Literal["hard", "polyak"] = "hard"
+    target_period: int = 200  # C, updates between two hard copies
+    polyak: float = 0.005  # τ, of soft updates
+    loss: Literal["huber", "squared"] = "huber"
+    max_gradient_norm: float = 10.0  # gradients are scaled down to this norm
+
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        require_positive(self, "learning_rate", "target_period", "max_gradient_norm")
+
+    def init(self, key: jax.Array, spec: Spec) -> State:
+        actions = int(spec.action_space.n)
+        net = QNetwork.create(key, spec.observation_space, actions, self.hidden, self.activation)
+        clock = Clock.start(spec)
+        q = Learned.create(net, self.optimiser(clock))
+        return State(q, q.frozen, clock)
+
+    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (DQN.1)
+        epsilon = schedules.linear(
+            self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress
+        )
+        return exploration.epsilon_greedy(key, state.q(observation), epsilon), carry, ()
+
+    def update(self, state: State, batch: Transition, key: jax.Array) -> tuple[State, dict]:
+        next_value = state.q_target(batch.next_observation).max(-1)
+        target = batch.reward + self.discount * batch.bootstrap * next_value  # (DQN.4)
+
+        def loss(q: QNetwork) -> tuple[jax.Array, dict]:  # (DQN.5)
+            q_all = q(batch.observation)
+            q_taken = (q_all * jax.nn.one_hot(batch.action, q_all.shape[-1])).sum(-1)
+            error = optax.huber_loss if self.loss == "huber" else optax.squared_error
+            loss = error(q_taken, target).mean()
+            return loss, {"loss": loss, "q": q_taken.mean(), "td_error": jnp.abs(target - q_taken).mean()}
+
+        q, metrics = state.q.minimise(loss, self.optimiser(state.clock))
+
+        if self.target_update == "hard":  # (DQN.6)
+            q_target = optax.periodic_update(q.frozen, state.q_target, state.clock.updates + 1, self.target_period)
+        else:
+            q_target = optax.incremental_update(q.frozen, state.q_target, self.polyak)
+        return State(q, q_target, state.clock), metrics
+
+    def policy(self, state: State, observation: jax.Array) -> jax.Array:
+        return state.q(observation).argmax(-1).astype(jnp.int32)
+
+    def value(self, state: State, observation: jax.Array) -> jax.Array:
+        return state.q(observation).max(-1)
+
+    def optimiser(self, clock: Clock) -> optax.GradientTransformation:
+        rate = self.learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress)
+        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate))

@@ -1,0 +1,196 @@
+"""Proximal policy optimisation (PPO), for discrete and continuous actions.
+
+Schulman et al., "Proximal policy optimization algorithms", arXiv:1707.06347, Algorithm 1.
+Departures, all of the authors' own code: value clipping, advantage normalisation, gradient clipping, annealing.
+
+    (PPO.1)  run π_old for T steps in each of N environments
+    (PPO.2)  advantages Âₜ by generalised advantage estimation, value targets Âₜ + V_old(sₜ)
+    (PPO.3)  r(θ) = π(a|s; θ) / π_old(a|s)                                                   paper, eq. (6)
+    (PPO.4)  L_clip = E[min(r Â, clip(r, 1 - ε, 1 + ε) Â)]                                   paper, eq. (7)
+    (PPO.5)  L_value = E[(V(s; θ) - target)²], or the larger of it and its clipped form
+    (PPO.6)  for K epochs over M minibatches, a step up L_clip - c₁ L_value + c₂ H[π] - β KL[π_old, π]
+             paper, eqs. (8) and (9)
+    (PPO.7)  β doubles where KL > 1.5 × target, halves where KL < target / 1.5               paper, section 4
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zhixing import schedules
+from zhixing.core import Clock, Learned, OnPolicy, Spec, Transition, hyperparameters, require_positive
+from zhixing.errors import UsageError
+from zhixing.networks import ActorCritic, Activation
+from zhixing.returns import generalized_advantages
+
+
+class State(NamedTuple):
+    actor_critic: Learned  # π(·|s; θ) and V(s; θ)
+    kl_coefficient: jax.Array  # [], β
+    clock: Clock
+
+
+class Acted(NamedTuple):
+    log_prob: jax.Array  # [T, N], log π_old(a|s)
+    policy: Any  # π_old(·|s), where the KL penalty needs it
+
+
+class Minibatch(NamedTuple):
+    observation: jax.Array  # [B, ...]
+    action: jax.Array  # [B, ...]
+    extras: Acted
+    advantage: jax.Array  # [B], Â
+    value: jax.Array  # [B], V_old(s)
+    target: jax.Array  # [B]
+
+
+@hyperparameters
+class PPO(OnPolicy):
+    """Proximal policy optimisation."""
+
+    hidden: tuple[int, ...] = (64, 64)  # units of each hidden layer
+    activation: Activation = "tanh"
+    shared_trunk: bool = False  # one trunk for policy and value
+    state_dependent_std: bool = False  # continuous actions: the standard deviation is an output, not a parameter
+    initial_log_std: float = 0.0
+    learning_rate: float = 3e-4
+    learning_rate_schedule: schedules.Schedule = "constant"
+    discount: float = 0.99  # γ
+    gae_lambda: float = 0.95  # λ
+    clip: float = 0.2  # ε
+    clip_schedule: schedules.Schedule = "constant"
+    clip_value: bool = False  # clip the value's change by ε too
+    epochs: int = 4  # K
+    minibatches: int = 4  # M
+    value_coefficient: float = 0.5  # c₁
+    entropy_coefficient: float = 0.0  # c₂
+    normalize_advantage: bool = True  # to mean 0 and standard deviation 1 in each minibatch
+    max_gradient_norm: float = 0.5  # gradients are scaled down to this norm
+    stop_kl: float | None = None  # no more steps on a rollout once KL[π_old, π] is above this
+    kl_penalty: float | None = None  # the initial β; None for no penalty
+    kl_target: float = 0.01  # what β is adapted to
+
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        require_positive(self, "epochs", "minibatches", "learning_rate", "max_gradient_norm", "kl_target")
+        size = self.rollout_length * spec.num_environments
+        if size % self.minibatches:
+            raise UsageError(
+                f"a rollout of {self.rollout_length} steps x {spec.num_environments} environments = {size} does not "
+                f"divide into {self.minibatches} minibatches; change algorithm.minibatches or rollout_length"
+            )
+
+    @property
+    def updates_per_iteration(self) -> int:
+        return self.epochs * self.minibatches
+
+    def init(self, key: jax.Array, spec: Spec) -> State:
+        net = ActorCritic.create(
+            key,
+            spec.observation_space,
+            spec.action_space,
+            self.hidden,
+            self.activation,
+            self.shared_trunk,
+            self.state_dependent_std,
+            self.initial_log_std,
+        )
+        clock = Clock.start(spec)
+        beta = 0.0 if self.kl_penalty is None else self.kl_penalty
+        return State(Learned.create(net, self.optimiser(clock)), jnp.float32(beta), clock)
+
+    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (PPO.1)
+        pi = state.actor_critic.net.policy(observation)
+        action = pi.sample(key)
+        return action, carry, Acted(pi.log_prob(action), () if self.kl_penalty is None else pi)
+
+    def update(self, state: State, rollout: Transition, key: jax.Array) -> tuple[State, dict]:
+        net = state.actor_critic.net
+        value, next_value = net.value(rollout.observation), net.value(rollout.next_observation)
+        discount = self.discount * rollout.bootstrap
+        advantage = generalized_advantages(
+            rollout.reward, discount, rollout.ended, value, next_value, self.gae_lambda
+        )
+        target = advantage + value  # (PPO.2)
+        batch = Minibatch(rollout.observation, rollout.action, rollout.extras, advantage, value, target)
+
+        def step(carry: tuple[Learned, jax.Array], minibatch: Minibatch) -> tuple[tuple[Learned, jax.Array], dict]:
+            learned, stopped = carry
+            new, metrics = learned.minimise(lambda net: self.loss(net, minibatch, state), self.optimiser(state.clock))
+            if self.stop_kl is not None:
+                stopped = stopped | (metrics["kl"] > self.stop_kl)
+                new = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), learned, new)
+            return (new, stopped), metrics
+
+        minibatches = shuffled_minibatches(batch, key, self.epochs, self.minibatches)
+        (learned, _), metrics = jax.lax.scan(step, (state.actor_critic, jnp.bool(False)), minibatches)  # (PPO.6)
+
+        beta, kl = state.kl_coefficient, metrics["kl"][-self.minibatches :].mean()
+        beta = jnp.where(kl > 1.5 * self.kl_target, 2 * beta, jnp.where(kl < self.kl_target / 1.5, beta / 2, beta))
+        metrics = jax.tree.map(jnp.mean, metrics) | {
+            "explained_variance": 1 - jnp.var(target - value) / (jnp.var(target) + 1e-8),
+            "value": value.mean(),
+        }
+        return State(learned, beta, state.clock), metrics  # (PPO.7)
+
+    def loss(self, net: ActorCritic, batch: Minibatch, state: State) -> tuple[jax.Array, dict]:
+        epsilon = self.clip * schedules.remaining(self.clip_schedule, state.clock.progress)
+        pi = net.policy(batch.observation)
+        log_ratio = pi.log_prob(batch.action) - batch.extras.log_prob
+        ratio = jnp.exp(log_ratio)  # (PPO.3)
+
+        advantage = batch.advantage
+        if self.normalize_advantage:
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+        objective = jnp.minimum(ratio * advantage, clipped * advantage).mean()  # (PPO.4)
+
+        value = net.value(batch.observation)
+        value_error = jnp.square(value - batch.target)
+        if self.clip_value:
+            near = batch.value + jnp.clip(value - batch.value, -epsilon, epsilon)
+            value_error = jnp.maximum(value_error, jnp.square(near - batch.target))
+        value_loss = value_error.mean()  # (PPO.5)
+
+        entropy = pi.entropy().mean()
+        if self.kl_penalty is None:
+            kl = (ratio - 1 - log_ratio).mean()  # an unbiased estimate from the actions taken, never negative
+            penalty = jnp.float32(0)
+        else:
+            kl = batch.extras.policy.kl(pi).mean()
+            penalty = state.kl_coefficient * kl
+        loss = -objective + self.value_coefficient * value_loss - self.entropy_coefficient * entropy + penalty
+        return loss, {
+            "loss": loss,
+            "objective": objective,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "kl": kl,
+            "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > epsilon),
+        }
+
+    def policy(self, state: State, observation: jax.Array) -> jax.Array:
+        return state.actor_critic.net.policy(observation).mode
+
+    def value(self, state: State, observation: jax.Array) -> jax.Array:
+        return state.actor_critic.net.value(observation)
+
+    def optimiser(self, clock: Clock) -> optax.GradientTransformation:
+        rate = self.learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress)
+        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate, eps=1e-5))
+
+
+def shuffled_minibatches(batch: Minibatch, key: jax.Array, epochs: int, minibatches: int) -> Minibatch:
+    """[T, N, ...] -> [epochs x minibatches, B, ...], in a new random order in each epoch.
+
+    A rollout that `minibatches` does not divide (the last of a run may be shorter) leaves out a few of its
+    samples, others in each epoch.
+    """
+    length, instances = batch.advantage.shape
+    minibatches = min(minibatches, length * instances)
+    size = length * instances // minibatches
+    order = jnp.argsort(jax.random.bits(key, (epochs, length * instances)), axis=-1)
+    order = order[:, : size * minibatches].reshape(epochs * minibatches, size)
+    return jax.tree.map(lambda x: x.reshape(length * instances, *x.shape[2:])[order], batch)

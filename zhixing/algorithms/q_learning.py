@@ -1,0 +1,84 @@
+"""Q-learning.
+
+Watkins, "Learning from delayed rewards", 1989; Sutton & Barto, "Reinforcement learning", 2nd ed., section 6.5.
+
+    (Q.1)  with probability ε a random action A, otherwise A = argmaxₐ Q(S, a)
+           (or A with probability proportional to exp(Q(S, a) / temperature))
+    (Q.2)  take A, observe R, S'
+    (Q.3)  δ = R                              if S' is terminal
+           δ = R + γ maxₐ Q(S', a)            otherwise,  minus Q(S, A)
+    (Q.4)  Q(S, A) ← Q(S, A) + α δ
+"""
+
+from typing import ClassVar, Literal, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+
+from zhixing import exploration, schedules
+from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_positive
+from zhixing.errors import UsageError
+
+
+class State(NamedTuple):
+    q: jax.Array  # [states, actions], Q(s, a)
+    visits: jax.Array  # [states, actions] int32, how often each pair was updated
+    clock: Clock
+
+
+@hyperparameters
+class QLearning(Online):
+    """Q-learning on a table."""
+
+    discrete_only: ClassVar[bool] = True
+
+    learning_rate: float = 0.1  # α
+    learning_rate_decay: float = 0.0  # ω: the n-th update of a pair has α n^-ω; 0 keeps α constant
+    discount: float = 0.99  # γ
+    exploration: Literal["epsilon", "softmax"] = "epsilon"
+    epsilon_start: float = 0.1  # ε at the start
+    epsilon_end: float = 0.1  # ε after annealing
+    epsilon_fraction: float = 1.0  # the part of the run over which ε goes from start to end
+    temperature: float = 1.0  # of softmax exploration
+    initial_value: float = 0.0  # Q before any update; above what can be had, it makes the agent try everything
+
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        if not isinstance(spec.observation_space, gymnasium.spaces.Discrete):
+            raise UsageError(
+                f"QLearning keeps a table and needs discrete observations, this environment has "
+                f"{spec.observation_space}; use DQN"
+            )
+        require_positive(self, "learning_rate", "temperature")
+
+    def init(self, key: jax.Array, spec: Spec) -> State:
+        shape = (int(spec.observation_space.n), int(spec.action_space.n))
+        return State(jnp.full(shape, self.initial_value), jnp.zeros(shape, jnp.int32), Clock.start(spec))
+
+    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (Q.1)
+        q = state.q[observation]
+        if self.exploration == "softmax":
+            return exploration.softmax(key, q, self.temperature), carry, ()
+        epsilon = schedules.linear(
+            self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress
+        )
+        return exploration.epsilon_greedy(key, q, epsilon), carry, ()
+
+    def update(self, state: State, transition: Transition, key: jax.Array) -> tuple[State, dict]:
+        s, a = transition.observation, transition.action
+        target = transition.reward + self.discount * transition.bootstrap * state.q[transition.next_observation].max()
+        td_error = target - state.q[s, a]  # (Q.3)
+
+        visits = state.visits.at[s, a].add(1)
+        step_size = self.learning_rate * visits[s, a].astype(jnp.float32) ** -self.learning_rate_decay
+        q = state.q.at[s, a].add(step_size * td_error)  # (Q.4)
+
+        metrics = {"td_error": jnp.abs(td_error), "q": q[s, a], "step_size": step_size}
+        return State(q, visits, state.clock), metrics
+
+    def policy(self, state: State, observation: jax.Array) -> jax.Array:
+        return state.q[observation].argmax(-1).astype(jnp.int32)
+
+    def value(self, state: State, observation: jax.Array) -> jax.Array:
+        return state.q[observation].max(-1)

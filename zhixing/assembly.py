@@ -1,0 +1,52 @@
+"""From a `Config` to the parts of a run: environment, transforms, loop, driver."""
+
+from dataclasses import replace
+
+from zhixing import environments
+from zhixing.config import Config
+from zhixing.core import Spec
+from zhixing.drivers.loop import Loop
+from zhixing.environments.base import Environment
+from zhixing.environments.transforms import Chain, FrameStack, NormalizeObservation, RescaleAction, ScaleReward, Spaces
+from zhixing.errors import UsageError
+from zhixing.evaluate import Evaluator
+
+COMPILED_INSTANCES, HOST_INSTANCES = 128, 10  # the most of each seed, in an evaluation
+
+
+def build_environment(config: Config) -> Environment:
+    settings = config.environment
+    options = dict(settings.options)
+    if settings.backend == "gymnasium" or (
+        settings.backend == "auto" and environments.best_backend(settings.id) == "gymnasium"
+    ):
+        options["vectorization"] = settings.vectorization
+    return environments.make(settings.id, settings.backend, settings.max_episode_steps, **options)
+
+
+def build_loop(config: Config, environment: Environment) -> Loop:
+    """The seeds, transforms and task that `config` describes; UsageError where they do not fit together."""
+    config.check()
+    settings = config.environment
+    transforms: list = [RescaleAction()]
+    if settings.normalize_observation:
+        transforms.append(NormalizeObservation())
+    if settings.scale_reward:
+        transforms.append(ScaleReward(discount=float(getattr(config.algorithm, "discount", 0.99))))
+    if settings.frame_stack > 1:
+        if not environment.observation_space.shape:
+            raise UsageError(f"frames of {environment.observation_space} cannot be stacked; set frame_stack to 1")
+        transforms.append(FrameStack(settings.frame_stack))
+    chain = Chain(tuple(transforms), Spaces(environment.observation_space, environment.action_space))
+    spec = Spec(chain.spaces.observation, chain.spaces.action, config.num_environments, config.total_steps)
+    config.algorithm.check(spec)
+    return Loop(config.all_seeds, chain, spec)
+
+
+def build_evaluator(config: Config, environment: Environment, loop: Loop, episodes: int) -> Evaluator:
+    """Plays `episodes` for each seed; where the environment has no limit, one that always ends."""
+    if environment.max_episode_steps is None:
+        settings = replace(config.environment, max_episode_steps=config.evaluation.max_steps)
+        environment = build_environment(replace(config, environment=settings))
+    instances = COMPILED_INSTANCES if environment.compiled else HOST_INSTANCES
+    return Evaluator(environment, loop.chain, loop.seeds, episodes, instances)

@@ -1,0 +1,268 @@
+"""The command line: `zhixing train | resume | evaluate | watch | plot | list`.
+
+Heavy imports happen inside the commands, so that `zhixing --help` answers at once.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from zhixing.errors import Diverged, Interrupted, UsageError, unknown
+
+EXIT_CODES = {UsageError: 2, Diverged: 1, Interrupted: 130, KeyboardInterrupt: 130}
+
+EPILOG = """examples:
+  zhixing train ppo CartPole-v1                    solved in seconds, with a live view
+  zhixing train dqn CartPole-v1 --seeds 5 --algorithm.learning-rate 1e-3
+  zhixing train runs/…/config.yaml                 the same run again
+  zhixing resume runs/…                            goes on exactly where it was
+  zhixing evaluate runs/… --episodes 100 --json
+  zhixing watch runs/… --output episode.gif
+  zhixing plot runs/… runs/… --output curves.png
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+def parser(command: str, description: str) -> Parser:
+    made = Parser(prog=f"zhixing {command}", description=description, allow_abbrev=False)
+    made.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return made
+
+
+def train(arguments: Sequence[str]) -> None:
+    """Train an algorithm on an environment, or a config.yaml again."""
+    flags = parser("train", "Train an algorithm on an environment, or a config.yaml again.")
+    flags.usage = "zhixing train ALGORITHM ENVIRONMENT [settings]  |  zhixing train CONFIG.yaml [settings]"
+    flags.add_argument("--run-dir", type=Path, help="the run's folder (default: a new one under runs/)")
+    flags.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    flags.epilog = "For the settings of an algorithm: zhixing train ppo CartPole-v1 --help"
+    names = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
+    rest = list(arguments[len(names) :])
+    if not names:
+        if "--help" in rest or "-h" in rest:
+            flags.print_help()
+            return
+        raise UsageError("which algorithm, on what? for example: zhixing train ppo CartPole-v1")
+    if len(names) > 2:
+        raise UsageError(f"'{names[2]}' is one word too many; settings are given as --name value")
+
+    import tyro
+
+    from zhixing import config as configs
+    from zhixing.algorithms import ALGORITHMS
+    from zhixing.config import Config
+
+    if names[0].endswith((".yaml", ".yml")) or Path(names[0]).is_dir():
+        path = Path(names[0])
+        mapping = configs.load_yaml(path / "config.yaml" if path.is_dir() else path)
+        if len(names) == 2:
+            mapping = configs.merge(mapping, {"environment": {"id": names[1], "backend": "auto"}})
+    else:
+        name = names[0].lower().replace("-", "_")
+        if name not in ALGORITHMS:
+            raise unknown("algorithm", names[0], ALGORITHMS)
+        if len(names) == 1:
+            raise UsageError(f"which environment? for example: zhixing train {names[0]} CartPole-v1")
+        mapping = configs.preset(name, names[1])
+    config = configs.from_mapping(mapping)
+
+    wants_help = "--help" in rest or "-h" in rest
+    own, settings = flags.parse_known_args([a for a in rest if a not in ("--help", "-h")])
+    if wants_help:
+        settings = ["--help"]
+    kind: Any = Config[type(config.algorithm)]  # type: ignore[misc]
+    known = [f"--{name.replace('_', '-')}" for name in flat_names(configs.to_mapping(config))]
+    for flag in settings:
+        name = flag.split("=")[0].replace("_", "-")
+        if flag.startswith("--") and name not in [*known, *map(negated, known), "--help"]:
+            raise unknown("setting", name, known)
+    config = parse(lambda: tyro.cli(kind, default=config, args=settings, prog=f"zhixing train {' '.join(names)}"))
+
+    prepare()
+    from zhixing.train import train_config
+
+    train_config(config, own.run_dir, own.quiet)
+
+
+def flat_names(mapping: dict, prefix: str = "") -> list[str]:
+    """The flags of a tree of settings, dotted; the algorithm's name is no setting."""
+    names: list[str] = []
+    for key, value in mapping.items():
+        whole = f"{prefix}{key}"
+        nested = isinstance(value, dict) and not whole.endswith("options")
+        names += flat_names(value, f"{whole}.") if nested else [whole]
+    return [name for name in names if name != "algorithm.name"]
+
+
+def negated(flag: str) -> str:
+    """`--algorithm.shared-trunk` -> `--algorithm.no-shared-trunk`."""
+    head, _, tail = flag.rpartition(".")
+    return f"{head}.no-{tail}" if head else f"--no-{tail[2:]}"
+
+
+def parse(call: Callable[[], Any]) -> Any:
+    """Run tyro's parser; its error box becomes one line."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return call()
+    except SystemExit as stop:
+        if stop.code != 2:
+            raise
+        lines = [re.sub(r"^[│|]\s?|\s?[│|]$", "", line).strip() for line in errors.getvalue().splitlines()[1:]]
+        body = itertools.takewhile(lambda line: not set(line) <= set("─-╰╯│| "), lines)
+        raise UsageError(f"{' '.join(body)}; see --help") from None
+
+
+def prepare() -> None:
+    """Set JAX up; before it is imported."""
+    from zhixing import runtime
+
+    runtime.single_threaded_products()
+    runtime.keep_compiled_programs()
+
+
+def resume(arguments: Sequence[str]) -> None:
+    """Go on with a run that was stopped or killed."""
+    flags = parser("resume", "Go on with a run exactly where its last checkpoint is.")
+    flags.add_argument("run", type=Path, help="the run's folder")
+    flags.add_argument("--total-steps", type=int, help="go on to this many environment steps of each seed")
+    flags.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    own = flags.parse_args(arguments)
+    prepare()
+    from zhixing.train import resume_directory
+
+    resume_directory(own.run, total_steps=own.total_steps, quiet=own.quiet)
+
+
+def evaluate(arguments: Sequence[str]) -> None:
+    """Play greedy episodes with every seed's policy."""
+    flags = parser("evaluate", "Play greedy episodes, in environments of their own, with every seed's policy.")
+    flags.add_argument("run", type=Path, help="the run's folder, or a saved file")
+    flags.add_argument("--episodes", type=int, default=100, help="of each seed (default: 100)")
+    flags.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    flags.add_argument("--json", action="store_true", help="print one JSON object")
+    own = flags.parse_args(arguments)
+    prepare()
+    from zhixing.run import TrainedRun
+
+    run = TrainedRun.load(own.run, which=own.checkpoint)
+    summary = run.evaluate(own.episodes)
+    if own.json:
+        print(json.dumps(summary))
+        return
+    low, high = summary["interval"]
+    print(
+        f"{type(run.algorithm).__name__} on {run.environment.id}, {run.step} steps, {len(run.loop.seeds)} seeds: "
+        f"IQM {summary['iqm']:.2f} [{low:.2f}, {high:.2f}], mean {summary['mean']:.2f} ± {summary['std']:.2f}, "
+        f"from {summary['min']:.2f} to {summary['max']:.2f}, {summary['episodes']} episodes"
+    )
+
+
+def watch(arguments: Sequence[str]) -> None:
+    """Write a video of greedy episodes, or open a window."""
+    flags = parser("watch", "Write a video of greedy episodes, or open a window.")
+    flags.add_argument("run", type=Path, help="the run's folder, or a saved file")
+    flags.add_argument("--output", type=Path, help="an .mp4 or .gif (default: episode.gif in the run's folder)")
+    flags.add_argument("--window", action="store_true", help="open a window (or print text frames) instead")
+    flags.add_argument("--episodes", type=int, default=1)
+    flags.add_argument("--seed", type=int, help="whose policy (default: the best seed's)")
+    flags.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    own = flags.parse_args(arguments)
+    if own.episodes < 1:
+        raise UsageError(f"--episodes is {own.episodes}; it must be 1 or more")
+    prepare()
+    from zhixing.run import TrainedRun
+    from zhixing.watch import watch as play
+
+    run = TrainedRun.load(own.run, which=own.checkpoint)
+    folder = own.run if own.run.is_dir() else own.run.parent
+    output = None if own.window else own.output or folder / "episode.gif"
+    settings = run.config.environment
+    result = play(
+        run.environment.id,
+        lambda observation: run.policy(observation, own.seed),
+        output,
+        episodes=own.episodes,
+        seed=run.config.seed,
+        max_steps=run.environment.max_episode_steps or run.config.evaluation.max_steps,
+        options=settings.options,
+    )
+    if output is not None:
+        print(result)
+
+
+def plot(arguments: Sequence[str]) -> None:
+    """Draw learning curves of one or many runs."""
+    flags = parser("plot", "Draw learning curves: IQM over seeds with its 95 % bootstrap interval.")
+    flags.add_argument("runs", type=Path, nargs="+", help="run folders")
+    flags.add_argument("--output", type=Path, default=Path("curves.png"), help="a .png, .svg or .pdf")
+    flags.add_argument("--metric", default="evaluation/return", help="a column of metrics.csv")
+    flags.add_argument("--x", choices=("steps", "time"), default="steps")
+    flags.add_argument("--labels", nargs="+", help="one for each run")
+    flags.add_argument("--title")
+    own = flags.parse_args(arguments)
+    from zhixing.plotting import plot_runs
+
+    print(plot_runs(own.runs, own.output, own.metric, own.x, own.title, own.labels))
+
+
+def list_all(arguments: Sequence[str]) -> None:
+    """Show algorithms, environments and presets."""
+    flags = parser("list", "Show algorithms, environments and presets.")
+    flags.add_argument("what", nargs="?", choices=("algorithms", "environments", "presets"))
+    own = flags.parse_args(arguments)
+    from zhixing.listing import print_list
+
+    print_list(own.what)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "train": train,
+    "resume": resume,
+    "evaluate": evaluate,
+    "watch": watch,
+    "plot": plot,
+    "list": list_all,
+}
+
+
+def run_command(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("--help", "-h"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {function.__doc__}" for name, function in COMMANDS.items()]
+        print("usage: zhixing COMMAND …\n\nReinforcement learning, compiled end to end.\n\ncommands:")
+        print("\n".join(lines), f"\n\n{EPILOG}\n`zhixing COMMAND --help` tells more.", sep="")
+    elif arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("zhixing"))
+    elif arguments[0] not in COMMANDS:
+        raise unknown("command", arguments[0], COMMANDS)
+    else:
+        COMMANDS[arguments[0]](arguments[1:])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The `zhixing` command; exits with 2 for a user's slip, 1 for a run that diverged, 130 when stopped."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        run_command(arguments)
+    except tuple(EXIT_CODES) as error:
+        if "--debug" in arguments:
+            raise
+        print(f"zhixing: {error or 'interrupted'}", file=sys.stderr)
+        sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))

@@ -1,0 +1,310 @@
+"""The contract of an algorithm: what it eats, what it keeps, what it returns.
+
+An algorithm is a frozen dataclass of hyper-parameters with pure functions over one declared state:
+
+    init(key, spec)                       -> state
+    act(state, carry, observation, key)   -> action, carry, extras      behaviour policy
+    update(state, data, key)              -> state, metrics             one update, in the paper's order
+    policy(state, observation)            -> action                     greedy, for evaluation
+    value(state, observation)             -> V(s)
+
+Its base says only which data `update` eats: `Online` the transition just made, `OnPolicy` a rollout [T, N],
+`OffPolicy` a minibatch [B] that a replay samples. The functions see one seed; the drivers vmap them over seeds.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
+
+import equinox as eqx
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from zhixing.errors import UsageError
+from zhixing.replay import Replay
+from zhixing.shared import Shared
+
+
+class Transition(NamedTuple):
+    """One step of an environment; arrays carry leading axes [B], [N] or [T, N].
+
+    Bootstrapping stops at `terminated` only; recursions over time are cut at `terminated` and `truncated`.
+    """
+
+    observation: Any
+    action: Any
+    reward: Any
+    next_observation: Any  # the true successor, never the reset one
+    terminated: Any  # bool
+    truncated: Any  # bool
+    extras: Any = ()  # what `act` recorded: log-probabilities, ...
+
+    @property
+    def bootstrap(self) -> jax.Array:
+        """1 where a value follows, 0 where the episode terminated: what γ is multiplied with, everywhere."""
+        return 1.0 - jnp.asarray(self.terminated, jnp.float32)
+
+    @property
+    def ended(self) -> jax.Array:
+        """Where the episode ended, for whichever reason."""
+        return self.terminated | self.truncated
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an algorithm is told of its task. The spaces are those of one instance, as the algorithm sees them."""
+
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+    num_environments: int  # N
+    total_steps: int  # environment steps of one seed in the whole run
+
+
+class Clock(Shared):
+    """Where the run stands; every algorithm's state has one, named `clock`."""
+
+    steps: jax.Array  # [] int32, environment steps of one seed so far
+    updates: jax.Array  # [] int32, gradient or table updates so far
+    total_steps: jax.Array  # [] int32
+
+    @classmethod
+    def start(cls, spec: Spec) -> "Clock":
+        return cls(jnp.int32(0), jnp.int32(0), jnp.int32(spec.total_steps))
+
+    @property
+    def progress(self) -> jax.Array:
+        """[] the part of the run that is over, from 0 to 1; what schedules are written in."""
+        return self.steps / self.total_steps
+
+    def tick(self, steps: int = 0, updates: int = 0) -> "Clock":
+        return Clock(self.steps + steps, self.updates + updates, self.total_steps)
+
+
+class Vector(eqx.Module):
+    """A network whose parameters lie in one vector. Call it like the network.
+
+    One vector makes every operation on all parameters (optimiser, norm, target network) a single fused one.
+    """
+
+    parameters: jax.Array  # [P]
+    structure: Any = eqx.field(static=True)  # (tree definition, shapes)
+
+    @classmethod
+    def of(cls, net: Any) -> "Vector":
+        leaves, treedef = jax.tree.flatten(net)
+        vector = jnp.concatenate([jnp.ravel(x) for x in leaves])
+        return cls(vector, (treedef, tuple(x.shape for x in leaves)))
+
+    @property
+    def net(self) -> Any:
+        treedef, shapes = self.structure
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+        starts = [0, *ends[:-1]]
+        leaves = [self.parameters[i:j].reshape(shape) for i, j, shape in zip(starts, ends, shapes, strict=True)]
+        return treedef.unflatten(leaves)
+
+    def __call__(self, *args: Any) -> Any:
+        return self.net(*args)
+
+
+class Learned(Vector):
+    """A network in one vector together with its optimiser's state."""
+
+    optimiser_state: Any
+
+    def __init__(self, vector: Vector, optimiser_state: Any):
+        self.parameters, self.structure = vector.parameters, vector.structure
+        self.optimiser_state = optimiser_state
+
+    @classmethod
+    def create(cls, net: Any, optimiser: optax.GradientTransformation) -> "Learned":
+        vector = Vector.of(net)
+        return cls(vector, optimiser.init(vector.parameters))
+
+    @property
+    def frozen(self) -> Vector:
+        """The network alone, for a target network."""
+        return Vector(self.parameters, self.structure)
+
+    def minimise(self, loss: Any, optimiser: optax.GradientTransformation) -> tuple["Learned", dict[str, jax.Array]]:
+        """One gradient step on `loss(net) -> (scalar, metrics)`; the metrics come back with the gradient's norm."""
+
+        def of_parameters(parameters: jax.Array) -> Any:
+            return loss(Vector(parameters, self.structure).net)
+
+        gradient, metrics = jax.grad(of_parameters, has_aux=True)(self.parameters)
+        step, optimiser_state = optimiser.update(gradient, self.optimiser_state, self.parameters)
+        stepped = Vector(optax.apply_updates(self.parameters, step), self.structure)
+        return Learned(stepped, optimiser_state), metrics | {"gradient_norm": jnp.linalg.norm(gradient)}
+
+
+A = TypeVar("A", bound=type)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def hyperparameters(cls: A) -> A:
+    """Make a class a frozen dataclass that is a pytree: its `float` fields are leaves, so that a sweep can vmap them."""
+    cls = dataclass(frozen=True, kw_only=True)(cls)
+    floats = [f.name for f in fields(cls) if f.type in (float, "float")]
+    rest = [f.name for f in fields(cls) if f.name not in floats]
+    return jax.tree_util.register_dataclass(cls, data_fields=floats, meta_fields=rest)
+
+
+@hyperparameters
+class Algorithm:
+    """What the drivers know of an algorithm. See the module's docstring."""
+
+    discrete_only: ClassVar[bool] = False  # acts only in Discrete action spaces
+
+    @property
+    def steps_per_iteration(self) -> int:
+        """T, the environment steps that every instance makes between two calls of `learn`."""
+        raise NotImplementedError
+
+    @property
+    def updates_per_iteration(self) -> int:
+        """How many gradient (or table) updates one `learn` makes."""
+        return 1
+
+    def check(self, spec: Spec) -> None:
+        """Raise UsageError for a task or a setting that does not fit."""
+        name = type(self).__name__
+        if self.discrete_only and not isinstance(spec.action_space, gymnasium.spaces.Discrete):
+            raise UsageError(f"{name} needs discrete actions, this environment has {spec.action_space}; use PPO")
+        if not isinstance(spec.action_space, gymnasium.spaces.Discrete | gymnasium.spaces.Box):
+            raise UsageError(f"{name} does not know the action space {spec.action_space}; Discrete and Box it does")
+
+    def init(self, key: jax.Array, spec: Spec) -> Any:
+        raise NotImplementedError
+
+    def memory(self, spec: Spec, example: Transition) -> Any:
+        """What `learn` keeps of past transitions; `example` [T, N] gives shapes and types."""
+        return ()
+
+    def carry(self, spec: Spec, key: jax.Array) -> Any:
+        """What the actor keeps between the steps of one episode, as at its start; leading axis [N]."""
+        return ()
+
+    def act(self, state: Any, carry: Any, observation: Any, key: jax.Array) -> tuple[Any, Any, Any]:
+        raise NotImplementedError
+
+    def learn(self, state: Any, memory: Any, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
+        """Take in a rollout [T, N]: insert, sample, call `update` the stated number of times; metrics are means."""
+        raise NotImplementedError
+
+    def policy(self, state: Any, observation: Any) -> Any:
+        raise NotImplementedError
+
+    def value(self, state: Any, observation: Any) -> Any:
+        raise NotImplementedError
+
+
+def require_positive(algorithm: Algorithm, *names: str) -> None:
+    """Raise UsageError unless each named setting is above zero."""
+    for name in names:
+        if not np.all(np.asarray(getattr(algorithm, name)) > 0):
+            raise UsageError(f"algorithm.{name} is {getattr(algorithm, name)}; it must be above 0")
+
+
+@hyperparameters
+class Online(Algorithm):
+    """Eats the transition just made, one at a time, instance after instance."""
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return 1
+
+    def update(self, state: Any, transition: Transition, key: jax.Array) -> tuple[Any, dict]:
+        raise NotImplementedError
+
+    def learn(self, state: Any, memory: Any, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
+        transitions = jax.tree.map(lambda x: x[0], rollout)  # T = 1
+
+        def one(state: Any, inputs: Any) -> tuple[Any, dict]:
+            state, metrics = self.update(state, *inputs)
+            return eqx.tree_at(lambda s: s.clock, state, state.clock.tick(steps=1, updates=1)), metrics
+
+        count = transitions.reward.shape[0]
+        state, metrics = jax.lax.scan(one, state, (transitions, jax.random.split(key, count)))
+        return state, memory, jax.tree.map(jnp.mean, metrics)
+
+
+@hyperparameters
+class OnPolicy(Algorithm):
+    """Eats a rollout [T, N] of its own present policy, once."""
+
+    rollout_length: int = 128  # T, steps of each environment between two updates
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.rollout_length
+
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        require_positive(self, "rollout_length")
+
+    def update(self, state: Any, rollout: Transition, key: jax.Array) -> tuple[Any, dict]:
+        raise NotImplementedError
+
+    def learn(self, state: Any, memory: Any, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
+        state, metrics = self.update(state, rollout, key)
+        clock = state.clock.tick(steps=rollout.reward.size, updates=self.updates_per_iteration)
+        return eqx.tree_at(lambda s: s.clock, state, clock), memory, metrics
+
+
+@hyperparameters
+class OffPolicy(Algorithm):
+    """Eats minibatches [B] that a replay samples."""
+
+    replay_capacity: int = 100_000  # transitions
+    batch_size: int = 64  # B
+    learning_starts: int = 1_000  # environment steps before the first update
+    rollout_length: int = 1  # T, steps of each environment between two learning phases
+    gradient_steps: int = 1  # updates in one learning phase
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.rollout_length
+
+    @property
+    def updates_per_iteration(self) -> int:
+        return self.gradient_steps
+
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        require_positive(self, "replay_capacity", "batch_size", "rollout_length", "gradient_steps")
+        if self.rollout_length * spec.num_environments > self.replay_capacity:
+            raise UsageError(
+                f"algorithm.replay_capacity is {self.replay_capacity}, less than the {self.rollout_length} x "
+                f"{spec.num_environments} transitions of one rollout; make it larger"
+            )
+
+    def memory(self, spec: Spec, example: Transition) -> Replay:
+        return Replay.create(self.replay_capacity, example)
+
+    def update(self, state: Any, batch: Transition, key: jax.Array) -> tuple[Any, dict]:
+        raise NotImplementedError
+
+    def learn(self, state: Any, memory: Replay, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
+        memory = memory.add(rollout)
+        clock = state.clock.tick(steps=rollout.reward.size)
+        state = eqx.tree_at(lambda s: s.clock, state, clock)
+
+        def one(state: Any, key: jax.Array) -> tuple[Any, dict]:
+            sample_key, update_key = jax.random.split(key)
+            state, metrics = self.update(state, memory.sample(sample_key, self.batch_size), update_key)
+            return eqx.tree_at(lambda s: s.clock, state, state.clock.tick(updates=1)), metrics
+
+        def several(state: Any) -> tuple[Any, dict]:
+            state, metrics = jax.lax.scan(one, state, jax.random.split(key, self.gradient_steps))
+            return state, jax.tree.map(jnp.mean, metrics)
+
+        def none(state: Any) -> tuple[Any, dict]:
+            _, metrics = jax.eval_shape(several, state)
+            return state, jax.tree.map(lambda x: jnp.full(x.shape, 0, x.dtype), metrics)
+
+        # The clock is shared by all seeds, so that this stays a branch under their vmap.
+        state, metrics = jax.lax.cond(clock.steps >= self.learning_starts, several, none, state)
+        return state, memory, metrics

@@ -1,0 +1,54 @@
+"""The compiled driver: the whole loop, environments included, is one XLA program."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from zhixing.core import Algorithm, Transition
+from zhixing.drivers.loop import Loop, Run, iteration_keys
+from zhixing.environments.base import Batch
+
+
+class CompiledDriver:
+    """Runs a `Loop` around a batch that can be traced."""
+
+    def __init__(self, loop: Loop, batch: Batch, pure_reset: bool):
+        self.loop, self.batch = loop, batch
+        self.reset = jax.jit(batch.reset) if pure_reset else batch.reset
+        self._start = jax.jit(loop.start)
+        self._restart = jax.jit(loop.restart_episodes)
+        self._advance = jax.jit(partial(advance, loop, batch), static_argnames="rollout_length", donate_argnames="run")
+
+    def start(self, algorithm: Algorithm) -> Run:
+        """A run that has not made a step."""
+        return self._start(algorithm, *self.reset(self.loop.keys()[2]))
+
+    def restart(self, algorithm: Algorithm, run: Run) -> Run:
+        """`run` with new episodes in every environment."""
+        return self._restart(algorithm, run, *self.reset(self.loop.keys()[2]))
+
+    def advance(self, algorithm: Algorithm, run: Run, iterations: int, rollout_length: int) -> Run:
+        """`iterations` times collect `rollout_length` steps and learn from them; `run` is consumed."""
+        return self._advance(algorithm, run, jnp.int32(iterations), rollout_length=rollout_length)
+
+
+def advance(
+    loop: Loop, batch: Batch, algorithm: Algorithm, run: Run, iterations: jax.Array, rollout_length: int
+) -> Run:
+    """The program. The number of iterations is an argument of it, so that any chunk is the same program."""
+
+    def step(run: Run, key: jax.Array) -> tuple[Run, Transition]:  # key [S, 3, 2]
+        act_key, environment_key, carry_key = key[:, 0], key[:, 1], key[:, 2]
+        decision = loop.act(algorithm, run.learner, run.carry, run.observation, act_key)
+        environment, timestep = batch.step(run.environment, loop.chain.action(decision[0]), environment_key)
+        return loop.absorb(algorithm, run._replace(environment=environment), decision, timestep, carry_key)
+
+    def iteration(_: Any, run: Run) -> Run:
+        key, step_keys, learn_key = iteration_keys(run.key, rollout_length)
+        run, rollout = jax.lax.scan(step, run._replace(key=key), step_keys)
+        learner, memory, window = loop.learn(algorithm, run.learner, run.memory, run.window, rollout, learn_key)
+        return run._replace(learner=learner, memory=memory, window=window)
+
+    return jax.lax.fori_loop(0, iterations, iteration, run)

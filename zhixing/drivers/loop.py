@@ -1,0 +1,211 @@
+"""The parts of the one loop, collect → learn, that the drivers put together.
+
+Everything that a run is lies in one pytree, `Run`: learner, replay, environments, transforms, random keys and
+counters. The functions are pure; every array has the leading axis S of the seeds, but for `Shared` parts.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from zhixing.core import Algorithm, Spec, Transition
+from zhixing.environments.base import Timestep
+from zhixing.environments.transforms import Chain
+from zhixing.shared import Shared, over_seeds, seed_axes
+
+
+class Episodes(NamedTuple):
+    """The episodes under way."""
+
+    returns: jax.Array  # [S, N] reward so far, undiscounted, as the environment gave it
+    lengths: jax.Array  # [S, N] int32
+
+
+class Tally(Shared):
+    iterations: jax.Array  # [] int32, iterations that made at least one update
+
+
+class Window(NamedTuple):
+    """Sums since the last row of the records."""
+
+    episodes: jax.Array  # [S] float32, ended
+    returns: jax.Array  # [S] of ended episodes
+    lengths: jax.Array  # [S] of ended episodes
+    metrics: jax.Array  # [S, M] sums over the iterations that learned
+    first_bad: jax.Array  # [S, M] int32, the environment step of the first value that is not finite; -1 if none
+    learned: Tally
+
+
+class Run(NamedTuple):
+    """The whole state of a run of S seeds with N environments each."""
+
+    learner: Any  # the algorithm's state
+    memory: Any  # its replay
+    environment: Any  # the batch's state, () where the environment keeps its own
+    transforms: Any
+    observation: Any  # [S, N, ...] to act on next
+    carry: Any  # [S, N, ...]
+    key: jax.Array  # [S, 2]
+    episodes: Episodes
+    window: Window
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """What stays the same through a run: the seeds, the transforms, the task's description."""
+
+    seeds: tuple[int, ...]
+    chain: Chain
+    spec: Spec
+
+    def keys(self) -> tuple[jax.Array, ...]:
+        """Four keys [S, 2], each a function of its seed alone: for the networks, the carry, the environments, the run."""
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.PRNGKey(seed), 4))(jnp.asarray(self.seeds))
+        return tuple(keys[:, i] for i in range(4))
+
+    def start(self, algorithm: Algorithm, environment: Any, observation: Any) -> Run:
+        """A run that has not made a step, from the environments' state and first observation [S, N, ...]."""
+        count, n = len(self.seeds), self.spec.num_environments
+        init_key, carry_key, _, key = self.keys()
+        transforms = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), self.chain.init(n))
+        transforms, observation = over_seeds(
+            lambda state, x: self.chain.reset(state, x, training=True), count, transforms, observation
+        )
+
+        # Shapes first: what a vmap gives back needs its axes said beforehand.
+        learner_shape, memory_shape, metrics_shape = self.shapes(algorithm)
+        learner = over_seeds(
+            lambda k: algorithm.init(k, self.spec), count, init_key, out_axes=seed_axes(learner_shape)
+        )
+        carry = over_seeds(lambda k: algorithm.carry(self.spec, k), count, carry_key)
+        memory = over_seeds(
+            lambda _: algorithm.memory(self.spec, self.example(algorithm)),
+            count,
+            key,
+            out_axes=seed_axes(memory_shape),
+        )
+        episodes = Episodes(jnp.zeros((count, n)), jnp.zeros((count, n), jnp.int32))
+        window = empty_window(count, len(metrics_shape))
+        return Run(learner, memory, environment, transforms, observation, carry, key, episodes, window)
+
+    def restart_episodes(self, algorithm: Algorithm, run: Run, environment: Any, observation: Any) -> Run:
+        """`run` with new episodes everywhere, for environments whose state was not saved."""
+        count, n = len(self.seeds), self.spec.num_environments
+        transforms, observation = over_seeds(
+            lambda state, x: self.chain.reset(state, x, training=False), count, run.transforms, observation
+        )
+        carry = over_seeds(lambda k: algorithm.carry(self.spec, k), count, self.keys()[1])
+        episodes = Episodes(jnp.zeros((count, n)), jnp.zeros((count, n), jnp.int32))
+        return run._replace(
+            environment=environment, transforms=transforms, observation=observation, carry=carry, episodes=episodes
+        )
+
+    def example(self, algorithm: Algorithm) -> Transition:
+        """The shapes of one seed's rollout [T, N]."""
+        n, length = self.spec.num_environments, algorithm.steps_per_iteration
+        space = self.chain.spaces.observation
+        observation = jax.ShapeDtypeStruct((n, *(space.shape or ())), jax.dtypes.canonicalize_dtype(space.dtype))
+
+        def one_step(key: jax.Array, observation: Any) -> Transition:
+            state, carry = algorithm.init(key, self.spec), algorithm.carry(self.spec, key)
+            action, _, extras = algorithm.act(state, carry, observation, key)
+            flags = jnp.zeros(n, bool)
+            return Transition(observation, action, jnp.zeros(n), observation, flags, flags, extras)
+
+        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+        shapes = jax.eval_shape(one_step, key, observation)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), shapes)
+
+    def shapes(self, algorithm: Algorithm) -> tuple[Any, Any, dict]:
+        """The shapes of one seed's learner, of its memory and of the metrics of `learn`."""
+        key = jax.ShapeDtypeStruct((2,), jnp.uint32)
+        example = self.example(algorithm)
+        learner = jax.eval_shape(lambda k: algorithm.init(k, self.spec), key)
+        memory = jax.eval_shape(lambda: algorithm.memory(self.spec, example))
+        _, _, metrics = jax.eval_shape(algorithm.learn, learner, memory, example, key)
+        return learner, memory, metrics
+
+    def act(self, algorithm: Algorithm, learner: Any, carry: Any, observation: Any, key: jax.Array) -> Any:
+        """-> (action, carry, extras) [S, N, ...] of the behaviour policy; `key` [S, 2]."""
+        return over_seeds(algorithm.act, len(self.seeds), learner, carry, observation, key)
+
+    def absorb(
+        self, algorithm: Algorithm, run: Run, decision: tuple[Any, Any, Any], timestep: Timestep, key: jax.Array
+    ) -> tuple[Run, Transition]:
+        """Take in what the environments answered to `decision`: transforms, episodes, the transition to learn from."""
+        action, carry, extras = decision
+        ended = timestep.terminated | timestep.truncated
+        episodes, window = count_episodes(run.episodes, run.window, timestep.reward, ended)
+        transforms, timestep = over_seeds(
+            lambda state, t: self.chain.step(state, t, training=True), len(self.seeds), run.transforms, timestep
+        )
+        transition = Transition(
+            run.observation,
+            action,
+            timestep.reward,
+            timestep.next_observation,
+            timestep.terminated,
+            timestep.truncated,
+            extras,
+        )
+        if jax.tree.leaves(carry):
+            fresh = over_seeds(lambda k: algorithm.carry(self.spec, k), len(self.seeds), key)
+            carry = jax.tree.map(
+                lambda new, old: jnp.where(ended.reshape(ended.shape + (1,) * (old.ndim - 2)), new, old), fresh, carry
+            )
+        run = run._replace(
+            transforms=transforms, observation=timestep.observation, carry=carry, episodes=episodes, window=window
+        )
+        return run, transition
+
+    def learn(
+        self, algorithm: Algorithm, learner: Any, memory: Any, window: Window, rollout: Transition, key: jax.Array
+    ) -> tuple[Any, Any, Window]:
+        """Learn from `rollout` [T, S, N, ...]; `key` [S, 2] -> learner, memory, window."""
+        new, memory, metrics = over_seeds(
+            algorithm.learn,
+            len(self.seeds),
+            learner,
+            memory,
+            jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollout),
+            key,
+            out_axes=(seed_axes(learner), seed_axes(memory), 0),
+        )
+        values = jnp.stack([metrics[name] for name in sorted(metrics)], axis=-1)  # [S, M]
+        new_bad = (window.first_bad < 0) & ~jnp.isfinite(values)
+        learned = new.clock.updates > learner.clock.updates
+        window = window._replace(
+            metrics=window.metrics + values,
+            first_bad=jnp.where(new_bad, new.clock.steps, window.first_bad),
+            learned=Tally(window.learned.iterations + learned),
+        )
+        return new, memory, window
+
+
+def iteration_keys(key: jax.Array, rollout_length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """[S, 2] -> the next key [S, 2], three for each step [T, S, 3, 2], one to learn with [S, 2]."""
+    keys = jax.vmap(lambda k: jax.random.split(k, 3))(key)
+    step_keys = jax.vmap(lambda k: jax.random.split(k, (rollout_length, 3)))(keys[:, 1])
+    return keys[:, 0], jnp.swapaxes(step_keys, 0, 1), keys[:, 2]
+
+
+def empty_window(seeds: int, metrics: int) -> Window:
+    """Each array is one of its own: a run is donated to the program, and no buffer can be donated twice."""
+    first_bad = jnp.full((seeds, metrics), -1, jnp.int32)
+    sums = jnp.zeros((seeds, metrics))
+    return Window(jnp.zeros(seeds), jnp.zeros(seeds), jnp.zeros(seeds), sums, first_bad, Tally(jnp.int32(0)))
+
+
+def count_episodes(
+    episodes: Episodes, window: Window, reward: jax.Array, ended: jax.Array
+) -> tuple[Episodes, Window]:
+    """Add a step's rewards [S, N]; episodes that ended move into the window."""
+    returns, lengths = episodes.returns + reward, episodes.lengths + 1
+    window = window._replace(
+        episodes=window.episodes + ended.sum(-1),
+        returns=window.returns + jnp.where(ended, returns, 0.0).sum(-1),
+        lengths=window.lengths + jnp.where(ended, lengths, 0).sum(-1),
+    )
+    return Episodes(jnp.where(ended, 0.0, returns), jnp.where(ended, 0, lengths)), window

@@ -1,0 +1,108 @@
+"""`make`: any environment by its id, in the fastest form that is installed."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from zhixing.environments.base import Environment
+from zhixing.errors import UsageError, unknown
+
+CLASSIC_CONTROL = ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Acrobot-v1")
+TOY_TEXT = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "CliffWalkingSlippery-v1", "Taxi-v4")
+TEACHING = ("zhixing/Maze-v0", "zhixing/TreasureLine-v0")
+ENVPOOL_FIRST = ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
+BACKENDS = ("auto", "jax", "envpool", "gymnasium")
+
+
+def make(id: Any, backend: str = "auto", max_episode_steps: int | None = None, **options: Any) -> Environment:
+    """The environment called `id`, or a user's own, ready to be made in batches.
+
+    Args:
+        id: a name; or a `gymnasium.Env` class or a function that makes one; or a JAX environment object with
+            `reset` and `step` of gymnax 1.x's protocol.
+        backend: "jax" (compiled), "envpool" (compiled, C++), "gymnasium" (from Python); "auto" takes the first of
+            them that is installed and has the id.
+        max_episode_steps: truncate episodes there; None keeps the environment's own limit.
+        options: given to the environment's maker.
+
+    Raises UsageError for an unknown id, option or backend, and for a package that is missing.
+    """
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    if max_episode_steps is not None and max_episode_steps < 1:
+        raise UsageError(f"environment.max_episode_steps is {max_episode_steps}; it must be 1 or more")
+    if isinstance(id, Environment):
+        return id
+    if not isinstance(id, str):
+        return own(id, max_episode_steps, options)
+    if backend == "auto":
+        backend = best_backend(id)
+    if backend == "jax":
+        return make_jax(id, max_episode_steps, options)
+    if backend == "envpool":
+        from zhixing.environments.envpool_adapter import EnvPoolAdapter
+
+        return EnvPoolAdapter(id, max_episode_steps, **options)
+    return make_gymnasium(id, max_episode_steps, options)
+
+
+def best_backend(id: str) -> str:
+    """The fastest installed backend that has `id`."""
+    if id in CLASSIC_CONTROL + TOY_TEXT + TEACHING or is_gymnax(id):
+        return "jax"
+    if id in ENVPOOL_FIRST and importlib.util.find_spec("envpool"):
+        return "envpool"
+    return "gymnasium"
+
+
+def is_gymnax(id: str) -> bool:
+    """The families that only gymnax has; its import takes seconds, so names must do."""
+    return id.endswith(("-MinAtar", "-bsuite", "-misc"))
+
+
+def own(thing: Any, max_episode_steps: int | None, options: dict) -> Environment:
+    """A user's own environment: a JAX one if it has `reset` and `step` as an object, else a Gymnasium factory."""
+    if callable(thing):
+        from zhixing.environments.gymnasium_adapter import GymnasiumAdapter
+
+        return GymnasiumAdapter(thing, max_episode_steps, **options)
+    if hasattr(thing, "reset") and hasattr(thing, "step"):
+        from zhixing.environments.jax_adapter import JaxAdapter
+
+        limit = "own" if max_episode_steps is None else max_episode_steps
+        return JaxAdapter(type(thing).__name__, thing, max_episode_steps=limit, **options)
+    raise UsageError(f"{thing!r} is no environment; give an id, a gymnasium.Env class or a JAX environment")
+
+
+def make_jax(id: str, max_episode_steps: int | None, options: dict) -> Environment:
+    from zhixing.environments import classic_control, jax_adapter, tabular, teaching
+
+    limit = "own" if max_episode_steps is None else max_episode_steps
+    if id in TOY_TEXT:
+        return jax_adapter.JaxAdapter(id, tabular.TabularEnv.from_gymnasium(id, **options), max_episode_steps=limit)
+    makers: dict[str, Callable] = classic_control.CLASSIC_CONTROL | teaching.TEACHING
+    if id in makers:
+        if options:
+            raise UsageError(f"{id} takes no options in its JAX form, not {sorted(options)}; use backend gymnasium")
+        return jax_adapter.JaxAdapter(id, makers[id](), max_episode_steps=limit)
+    if not is_gymnax(id):
+        raise unknown("JAX environment", id, CLASSIC_CONTROL + TOY_TEXT + TEACHING)
+    try:
+        import gymnax
+    except ImportError:
+        raise UsageError(f"{id} needs gymnax; pip install 'zhixing[gymnax]'") from None
+    try:
+        environment, params = gymnax.make(id, **options)
+    except (ValueError, KeyError):
+        raise unknown("gymnax environment", id, gymnax.registered_envs) from None
+    return jax_adapter.JaxAdapter(id, environment, params, max_episode_steps=limit)
+
+
+def make_gymnasium(id: str, max_episode_steps: int | None, options: dict) -> Environment:
+    import gymnasium
+
+    from zhixing.environments.gymnasium_adapter import GymnasiumAdapter
+
+    if ":" not in id and id not in gymnasium.registry:
+        raise unknown("environment", id, {*gymnasium.registry, *TEACHING})
+    return GymnasiumAdapter(id, max_episode_steps, **options)

@@ -1,0 +1,244 @@
+"""What is done to observations, rewards and actions on their way between environment and algorithm.
+
+A transform is a few pure functions over its own state, which is part of the run: it is saved, resumed and kept
+apart for every seed. The functions see one seed, [N, ...]; with `training` false they change no statistics.
+The same transforms serve compiled and host environments.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+from zhixing.environments.base import Timestep
+
+
+class Spaces(NamedTuple):
+    observation: gymnasium.Space
+    action: gymnasium.Space
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Base: changes nothing."""
+
+    def spaces(self, inner: Spaces) -> Spaces:
+        """The spaces behind the transform, as the algorithm sees them."""
+        return inner
+
+    def init(self, inner: Spaces, num_environments: int) -> Any:
+        """The state of one seed."""
+        return ()
+
+    def action(self, inner: Spaces, action: Any) -> Any:
+        """The algorithm's action in the environment's units."""
+        return action
+
+    def reset(self, state: Any, observation: Any, training: bool) -> tuple[Any, Any]:
+        return state, observation
+
+    def step(self, state: Any, timestep: Timestep, training: bool) -> tuple[Any, Timestep]:
+        return state, timestep
+
+    def observe(self, state: Any, observation: Any) -> Any:
+        """One observation as the policy sees it, with the statistics as they are."""
+        return observation
+
+    def for_evaluation(self, state: Any, inner: Spaces, num_environments: int) -> Any:
+        """The training state's statistics with fresh instances."""
+        return state
+
+
+@dataclass(frozen=True)
+class RescaleAction(Transform):
+    """Bounded continuous actions become [-1, 1], clipped; discrete ones count from 0."""
+
+    def spaces(self, inner: Spaces) -> Spaces:
+        match inner.action:
+            case spaces.Box() as box if box.is_bounded():
+                return inner._replace(action=spaces.Box(-1.0, 1.0, box.shape, np.float32))
+            case spaces.Discrete() as discrete:
+                return inner._replace(action=spaces.Discrete(int(discrete.n)))
+            case _:
+                return inner
+
+    def action(self, inner: Spaces, action: Any) -> Any:
+        match inner.action:
+            case spaces.Box() as box if box.is_bounded():
+                low, high = jnp.asarray(box.low, jnp.float32), jnp.asarray(box.high, jnp.float32)
+                return low + 0.5 * (jnp.clip(action, -1.0, 1.0) + 1.0) * (high - low)
+            case spaces.Discrete() as discrete if discrete.start != 0:
+                return action + int(discrete.start)
+            case _:
+                return action
+
+
+class Statistics(NamedTuple):
+    """Running mean and variance, merged batch by batch. Chan, Golub & LeVeque 1979."""
+
+    mean: jax.Array
+    variance: jax.Array
+    count: jax.Array  # [] float32
+
+    @classmethod
+    def start(cls, shape: tuple[int, ...]) -> "Statistics":
+        return cls(jnp.zeros(shape), jnp.ones(shape), jnp.float32(1e-4))
+
+    def merge(self, batch: jax.Array) -> "Statistics":
+        """Take in `batch` [N, ...]."""
+        count = self.count + batch.shape[0]
+        delta = batch.mean(0) - self.mean
+        mean = self.mean + delta * (batch.shape[0] / count)
+        weights = self.count / count, batch.shape[0] / count
+        variance = self.variance * weights[0] + batch.var(0) * weights[1] + delta**2 * weights[0] * weights[1]
+        return Statistics(mean, variance, count)
+
+
+@dataclass(frozen=True)
+class NormalizeObservation(Transform):
+    """Observations less their running mean, over their running standard deviation, clipped to [-10, 10]."""
+
+    limit: float = 10.0
+
+    def spaces(self, inner: Spaces) -> Spaces:
+        if not isinstance(inner.observation, spaces.Box):
+            return inner
+        return inner._replace(observation=spaces.Box(-self.limit, self.limit, inner.observation.shape, np.float32))
+
+    def init(self, inner: Spaces, num_environments: int) -> Any:
+        return Statistics.start(inner.observation.shape) if isinstance(inner.observation, spaces.Box) else ()
+
+    def reset(self, state: Any, observation: Any, training: bool) -> tuple[Any, Any]:
+        if training and state != ():
+            state = state.merge(observation)
+        return state, self.observe(state, observation)
+
+    def step(self, state: Any, timestep: Timestep, training: bool) -> tuple[Any, Timestep]:
+        if training and state != ():
+            state = state.merge(timestep.observation)
+        return state, timestep._replace(
+            observation=self.observe(state, timestep.observation),
+            next_observation=self.observe(state, timestep.next_observation),
+        )
+
+    def observe(self, state: Any, observation: Any) -> Any:
+        if state == ():
+            return observation
+        normalized = (observation - state.mean) * jax.lax.rsqrt(state.variance + 1e-8)
+        return jnp.clip(normalized, -self.limit, self.limit)
+
+
+class RewardState(NamedTuple):
+    statistics: Statistics  # of the discounted return so far, []
+    discounted_return: jax.Array  # [N]
+
+
+@dataclass(frozen=True)
+class ScaleReward(Transform):
+    """Rewards over the running standard deviation of the discounted return, clipped to [-10, 10]; in training only.
+
+    Engstrom et al., "Implementation matters in deep RL", 2020, section 2.
+    """
+
+    discount: float
+    limit: float = 10.0
+
+    def init(self, inner: Spaces, num_environments: int) -> RewardState:
+        return RewardState(Statistics.start(()), jnp.zeros(num_environments))
+
+    def reset(self, state: RewardState, observation: Any, training: bool) -> tuple[RewardState, Any]:
+        return state._replace(discounted_return=jnp.zeros_like(state.discounted_return)), observation
+
+    def step(self, state: RewardState, timestep: Timestep, training: bool) -> tuple[RewardState, Timestep]:
+        if not training:
+            return state, timestep
+        discounted_return = self.discount * state.discounted_return + timestep.reward
+        statistics = state.statistics.merge(discounted_return)
+        reward = timestep.reward * jax.lax.rsqrt(statistics.variance + 1e-8)
+        ended = timestep.terminated | timestep.truncated
+        state = RewardState(statistics, jnp.where(ended, 0.0, discounted_return))
+        return state, timestep._replace(reward=jnp.clip(reward, -self.limit, self.limit))
+
+
+@dataclass(frozen=True)
+class FrameStack(Transform):
+    """The last `frames` observations along a new first axis; an episode starts with its first one repeated."""
+
+    frames: int
+
+    def spaces(self, inner: Spaces) -> Spaces:
+        box = inner.observation
+        low, high = (np.repeat(bound[None], self.frames, 0) for bound in (box.low, box.high))
+        return inner._replace(observation=spaces.Box(low, high, dtype=box.dtype))
+
+    def init(self, inner: Spaces, num_environments: int) -> jax.Array:
+        box = inner.observation
+        return jnp.zeros((num_environments, self.frames, *box.shape), box.dtype)
+
+    def reset(self, state: jax.Array, observation: Any, training: bool) -> tuple[Any, Any]:
+        state = jnp.repeat(observation[:, None], self.frames, 1).astype(state.dtype)
+        return state, state
+
+    def step(self, state: jax.Array, timestep: Timestep, training: bool) -> tuple[Any, Timestep]:
+        following = jnp.concatenate([state[:, 1:], timestep.next_observation[:, None].astype(state.dtype)], 1)
+        fresh, _ = self.reset(state, timestep.observation, training)
+        ended = (timestep.terminated | timestep.truncated).reshape(-1, *[1] * (state.ndim - 1))
+        state = jnp.where(ended, fresh, following)
+        return state, timestep._replace(observation=state, next_observation=following)
+
+    def for_evaluation(self, state: Any, inner: Spaces, num_environments: int) -> Any:
+        return self.init(inner, num_environments)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other, the environment's side first."""
+
+    transforms: tuple[Transform, ...]
+    environment_spaces: Spaces
+
+    def _inner(self) -> list[Spaces]:
+        """What each transform finds on its environment's side, and last what the algorithm sees."""
+        seen = [self.environment_spaces]
+        for transform in self.transforms:
+            seen.append(transform.spaces(seen[-1]))
+        return seen
+
+    @property
+    def spaces(self) -> Spaces:
+        return self._inner()[-1]
+
+    def init(self, num_environments: int) -> tuple:
+        return tuple(t.init(inner, num_environments) for t, inner in zip(self.transforms, self._inner(), strict=False))
+
+    def for_evaluation(self, states: tuple, num_environments: int) -> tuple:
+        parts = zip(self.transforms, states, self._inner(), strict=False)
+        return tuple(t.for_evaluation(state, inner, num_environments) for t, state, inner in parts)
+
+    def action(self, action: Any) -> Any:
+        for transform, inner in reversed(list(zip(self.transforms, self._inner(), strict=False))):
+            action = transform.action(inner, action)
+        return action
+
+    def reset(self, states: tuple, observation: Any, training: bool) -> tuple[tuple, Any]:
+        new = []
+        for transform, state in zip(self.transforms, states, strict=True):
+            state, observation = transform.reset(state, observation, training)
+            new.append(state)
+        return tuple(new), observation
+
+    def step(self, states: tuple, timestep: Timestep, training: bool) -> tuple[tuple, Timestep]:
+        new = []
+        for transform, state in zip(self.transforms, states, strict=True):
+            state, timestep = transform.step(state, timestep, training)
+            new.append(state)
+        return tuple(new), timestep
+
+    def observe(self, states: tuple, observation: Any) -> Any:
+        for transform, state in zip(self.transforms, states, strict=True):
+            observation = transform.observe(state, observation)
+        return observation

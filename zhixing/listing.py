@@ -1,0 +1,39 @@
+"""`zhixing list`: what there is to train, and on what."""
+
+import importlib.util
+
+from zhixing import environments
+from zhixing.algorithms import ALGORITHMS, algorithm_class
+from zhixing.config import presets
+
+
+def print_list(what: str | None) -> None:
+    """Print algorithms, environments, presets, or all three."""
+    sections = {"algorithms": algorithms, "environments": environment_ids, "presets": preset_lines}
+    for name, lines in sections.items():
+        if what in (None, name):
+            print(f"{name}:")
+            print(*(f"  {line}" for line in lines()), sep="\n")
+
+
+def algorithms() -> list[str]:
+    width = max(map(len, ALGORITHMS))
+    return [f"{name:<{width}}  {(algorithm_class(name).__doc__ or '').splitlines()[0]}" for name in ALGORITHMS]
+
+
+def environment_ids() -> list[str]:
+    installed = {name: importlib.util.find_spec(name) is not None for name in ("envpool", "gymnax")}
+    note = {name: "" if there else f"; not installed: pip install 'zhixing[{name}]'" for name, there in installed.items()}
+    return [
+        f"compiled, in JAX: {', '.join(environments.CLASSIC_CONTROL)}",
+        f"compiled tables: {', '.join(environments.TOY_TEXT + environments.TEACHING)}",
+        f"compiled, gymnax: Breakout-MinAtar, Asterix-MinAtar, SpaceInvaders-MinAtar, Catch-bsuite, …{note['gymnax']}",
+        f"compiled, EnvPool: {', '.join(environments.ENVPOOL_FIRST)}, and with --environment.backend envpool "
+        f"whatever it has{note['envpool']}",
+        "from Python: whatever is registered in Gymnasium; your own class with zhixing.train(…, MyEnvironment)",
+    ]
+
+
+def preset_lines() -> list[str]:
+    width = max(map(len, ALGORITHMS))
+    return [f"{name:<{width}}  {', '.join(id for id in presets(name) if id != 'default')}" for name in ALGORITHMS]

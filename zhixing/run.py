@@ -1,0 +1,160 @@
+"""A finished or stopped run, loaded: its policy, its values, its numbers."""
+
+import json
+import shutil
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zhixing import checkpoint, plotting, records, statistics
+from zhixing import config as configs
+from zhixing.assembly import build_environment, build_evaluator, build_loop
+from zhixing.checkpoint import Checkpoints
+from zhixing.config import Config
+from zhixing.core import Algorithm
+from zhixing.drivers.loop import Run
+from zhixing.environments import make
+from zhixing.environments.base import Environment
+from zhixing.errors import UsageError
+from zhixing.shared import map_seeds
+
+
+class TrainedRun:
+    """What was learned, by every seed of a run.
+
+    Attributes:
+        directory: the run's folder, or the file it was loaded from.
+        config: its settings.
+        environment: what it was trained on.
+        step: environment steps of each seed that the checkpoint has seen.
+    """
+
+    def __init__(self, path: Path, file: Path, config: Config, environment: Environment):
+        self.directory, self.file, self.config, self.environment = path, file, config, environment
+        self.algorithm: Algorithm = config.algorithm
+        self.loop = build_loop(config, environment)
+        run, metadata = checkpoint.restore(file, self._template())
+        self.step: int = metadata["step"]
+        self._learner, self._transforms = run.learner, run.transforms
+        self._policy, self._value = jax.jit(self._greedy), jax.jit(self._estimate)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, environment: Any = None, algorithm: Algorithm | None = None, which: str = "latest"
+    ) -> "TrainedRun":
+        """From a run's folder (its "latest" or "best" checkpoint) or from a saved file.
+
+        A user's own environment or algorithm is given again: a file can never bring code along.
+        """
+        path = Path(path)
+        file = Checkpoints(path / "checkpoints", 1).path(which) if path.is_dir() else path
+        _, metadata = checkpoint.read(file)
+        if not isinstance(metadata.get("config"), dict):
+            raise UsageError(f"{file} names no settings; load a run's folder or a file that `run.save` wrote")
+        config = configs.from_mapping(metadata["config"], algorithm)
+        made = build_environment(config) if environment is None else make(environment)
+        return cls(path, file, config, made)
+
+    def _template(self) -> Run:
+        """The shapes of what is read from a checkpoint: [S, ...]."""
+        count = len(self.loop.seeds)
+        transforms = jax.eval_shape(lambda: self.loop.chain.init(self.config.num_environments))
+        parts = self.loop.shapes(self.algorithm)[0], transforms
+        learner, transforms = (
+            map_seeds(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype), part) for part in parts
+        )
+        empty: Any = ()
+        return Run(learner, empty, empty, transforms, empty, empty, empty, empty, empty)
+
+    @cached_property
+    def best_seed(self) -> int:
+        """The seed with the highest evaluation return: of the summary, or of the last evaluation in the records."""
+        try:
+            scores = self.summary["evaluation"]["per_seed"]
+        except UsageError:
+            scores = self._last_evaluation()
+        return self.loop.seeds[int(np.argmax(scores))]
+
+    def _last_evaluation(self) -> np.ndarray:
+        if not self.directory.is_dir():
+            return np.zeros(len(self.loop.seeds))
+        table = self.metrics
+        known = ~np.isnan(table[records.EVALUATION])
+        last = known & (table["step"] == table["step"][known].max(initial=0))
+        scores = table[records.EVALUATION][last]
+        return scores if scores.size else np.zeros(len(self.loop.seeds))
+
+    def _of_seed(self, seed: int | None) -> int:
+        seed = self.best_seed if seed is None else seed
+        if seed not in self.loop.seeds:
+            raise UsageError(f"the run has no seed {seed}; it has {list(self.loop.seeds)}")
+        return self.loop.seeds.index(seed)
+
+    def _observe(self, index: Any, observation: Any) -> tuple[Any, Any]:
+        """The learner of one seed, and the observation as its policy sees it, [1, ...]."""
+        learner, transforms = (map_seeds(lambda x: x[index], part) for part in (self._learner, self._transforms))
+        return learner, self.loop.chain.observe(transforms, jnp.asarray(observation)[None])
+
+    def _greedy(self, index: Any, observation: Any) -> Any:
+        return self.loop.chain.action(self.algorithm.policy(*self._observe(index, observation)))[0]
+
+    def _estimate(self, index: Any, observation: Any) -> Any:
+        return self.algorithm.value(*self._observe(index, observation))[0]
+
+    def policy(self, observation: Any, seed: int | None = None) -> Any:
+        """The greedy action for one observation, as a Gymnasium action; by default that of the best seed.
+
+        With `frame_stack`, `observation` is the stack.
+        """
+        action = np.asarray(self._policy(self._of_seed(seed), observation))
+        return int(action) if action.ndim == 0 else action
+
+    def value(self, observation: Any, seed: int | None = None) -> float:
+        """The critic's V(s) for one observation: for value learners, the largest Q(s, a)."""
+        return float(self._value(self._of_seed(seed), observation))
+
+    def evaluate(self, episodes: int = 100) -> dict[str, Any]:
+        """The greedy returns of every seed over `episodes` each, as in `zhixing evaluate --json`."""
+        config = replace(self.config, evaluation=replace(self.config.evaluation, final_episodes=episodes))
+        config.check()
+        evaluator = build_evaluator(config, self.environment, self.loop, episodes)
+        returns, _ = evaluator(self.algorithm, self._learner, self._transforms, self.step + 1)
+        evaluator.close()
+        return statistics.summary(returns)
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """The run's table, a column a name; `pandas.DataFrame(run.metrics)` makes a frame of it."""
+        return records.read_metrics(self._folder())
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds; there once the run is over."""
+        try:
+            return json.loads((self._folder() / "summary.json").read_text())
+        except FileNotFoundError:
+            raise UsageError(f"{self.directory} has no summary.json; the run is not over, resume it") from None
+
+    def plot(self, output: str | Path | None = None, metric: str = records.EVALUATION) -> Path:
+        """Draw the learning curve, by default to `curve.png` in the run's folder."""
+        return plotting.plot_runs([self._folder()], Path(output or self._folder() / "curve.png"), metric=metric)
+
+    def save(self, path: str | Path) -> Path:
+        """Copy the checkpoint, with its settings inside, to a file of its own; `zx.load` reads it."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.file, path)
+        except OSError as error:
+            raise UsageError(f"cannot write {path}: {error.strerror}; name another file") from None
+        return path
+
+    def _folder(self) -> Path:
+        if not self.directory.is_dir():
+            raise UsageError(f"{self.directory} is a single file, without the run's records; load the run's folder")
+        return self.directory
