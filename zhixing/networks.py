@@ -17,6 +17,18 @@ from zhixing.errors import UsageError
 Activation = Literal["tanh", "relu"]
 
 
+def orthogonal(key: jax.Array, rows: int, columns: int) -> jax.Array:
+    """A uniformly random matrix [rows, columns] with orthonormal rows or columns, whichever are fewer.
+
+    It is the polar factor of a Gaussian matrix, by Newton and Schulz's iteration (Björck & Bowie 1971): products
+    only. A QR factorisation inside a compiled program can wait for ever on two cores (jax 0.10.2), and compiles
+    for longer.
+    """
+    x = jax.random.normal(key, (max(rows, columns), min(rows, columns)))
+    x = jax.lax.fori_loop(0, 40, lambda _, x: 1.5 * x - 0.5 * x @ (x.T @ x), x / jnp.linalg.norm(x))
+    return x if rows >= columns else x.T
+
+
 class MLP(eqx.Module):
     """Multi-layer perceptron over the last axis; orthogonal initial weights, zero biases."""
 
@@ -30,7 +42,7 @@ class MLP(eqx.Module):
         keys = jax.random.split(key, len(sizes) - 1)
         scales = [2**0.5] * (len(keys) - 1) + [output_scale]
         weights = [
-            jax.nn.initializers.orthogonal(scale)(k, (inputs, outputs))
+            scale * orthogonal(k, inputs, outputs)
             for scale, k, inputs, outputs in zip(scales, keys, sizes[:-1], sizes[1:], strict=True)
         ]
         return cls(weights, [jnp.zeros(outputs) for outputs in sizes[1:]], getattr(jax.nn, activation))

@@ -49,8 +49,9 @@ class Environment(ABC):
 class Batch(ABC):
     """S x N instances of one environment.
 
-    A compiled batch is pure: `reset` and `step` may be traced, all that changes is in `state`. A host batch
-    (Gymnasium) keeps its state to itself: it is called from Python with NumPy arrays, and passes () around.
+    `step` of a compiled batch may be traced; where the environment saves its state, `reset` too, and all that
+    changes is in `state`. A host batch (Gymnasium) keeps its state to itself: it is called from Python with NumPy
+    arrays, and passes () around.
     """
 
     @abstractmethod

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
-from jax.experimental import io_callback
 
 from zhixing.environments.base import Batch, Environment, Timestep
 from zhixing.environments.gymnasium_adapter import instance_seed
@@ -157,7 +156,7 @@ class _Rows(NamedTuple):
 class EnvPoolBatch(Batch):
     """S x N instances in one pool; the state is a token whose only use is to order the calls.
 
-    `reset` calls back into Python, since EnvPool offers no compiled way to break off an episode; `step` does not.
+    `reset` is called from Python, since EnvPool offers no compiled way to break off an episode; `step` is traced.
     A program may not run while another one that uses the same batch still does. The address of the pool is a
     constant of the program: JAX's persistent cache never mixes up two pools, and finds none of them again.
     """
@@ -190,12 +189,14 @@ class EnvPoolBatch(Batch):
         )
         self._observation_shape = environment.observation_space.shape
         self._send, self._receive = _custom_calls(self._pool)
+        self._receive_started = jax.jit(self._receive_all)
 
     def reset(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Start an episode in every instance, whatever it was doing; the key is unused (see `instance_seed`)."""
         self._check_open()
-        token = io_callback(self._start_all, jax.ShapeDtypeStruct((8,), jnp.uint8))
-        token, rows = self._receive_all(token)
+        # Called, not traced: a callback from inside a program could wait for ever for the thread that waits for it.
+        self._pool._reset(np.arange(self._size, dtype=np.int32))
+        token, rows = jax.block_until_ready(self._receive_started(jnp.zeros(8, jnp.uint8)))
         return token, self._unflatten(rows.observation, self._observation_shape)
 
     def step(
@@ -226,10 +227,6 @@ class EnvPoolBatch(Batch):
 
     def _unflatten(self, value: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         return value.reshape(*self._shape, *shape)
-
-    def _start_all(self) -> np.ndarray:
-        self._pool._reset(np.arange(self._size, dtype=np.int32))
-        return np.zeros(8, np.uint8)
 
     def _step_all(self, token: jax.Array, action: jax.Array) -> tuple[jax.Array, _Rows]:
         blocks = jax.tree.map(

@@ -1,0 +1,336 @@
+"""Tasks whose answer is known, and how an algorithm is run on them.
+
+Probe environments: each is solved only if one mechanism works, so that a failure points at it. After Jones,
+"Debugging RL, without the agonizing pain", andyljones.com/posts/rl-debugging.html.
+Counting environments: the observation says which episode and which step it is, so that every transition can be checked.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnasium import spaces
+
+from zhixing.algorithms import algorithm_class
+from zhixing.core import Algorithm, Clock, OnPolicy, Spec, Transition, hyperparameters
+from zhixing.drivers.compiled import CompiledDriver
+from zhixing.drivers.host import HostDriver
+from zhixing.drivers.loop import Loop, Run
+from zhixing.environments.base import Environment
+from zhixing.environments.classic_control import CLASSIC_CONTROL
+from zhixing.environments.jax_adapter import JaxAdapter, JaxEnvironment
+from zhixing.environments.teaching import TEACHING
+from zhixing.environments.transforms import Chain, RescaleAction, Spaces
+from zhixing.errors import UsageError
+from zhixing.shared import over_seeds
+
+DISCOUNT = 0.5
+END = -1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A deterministic task with a few states and two actions."""
+
+    reward: tuple[tuple[float, float], ...]  # [states][actions]
+    successor: tuple[int, ...]  # [states], END where the episode terminates
+    values: tuple[float, ...]  # [states], V of the best policy at DISCOUNT
+    starts: int = 1  # episodes start in one of so many first states
+    actions: tuple[int, ...] | None = None  # [states], the best ones, where it matters
+    max_episode_steps: int | None = None  # truncated there
+
+
+PROBES = {
+    "constant_reward": Probe(reward=((1, 1),), successor=(END,), values=(1.0,)),
+    "reward_by_observation": Probe(reward=((-1, -1), (1, 1)), successor=(END, END), values=(-1.0, 1.0), starts=2),
+    "two_steps": Probe(reward=((0, 0), (1, 1)), successor=(1, END), values=(DISCOUNT, 1.0)),
+    "reward_by_action": Probe(reward=((0, 1),), successor=(END,), values=(1.0,), actions=(1,)),
+    "reward_by_both": Probe(
+        reward=((1, -1), (-1, 1)), successor=(END, END), values=(1.0, 1.0), starts=2, actions=(0, 1)
+    ),
+    "termination": Probe(
+        reward=((1, 1),) * 3, successor=(1, 2, END), values=(1 + DISCOUNT + DISCOUNT**2, 1 + DISCOUNT, 1.0)
+    ),
+    "truncation": Probe(reward=((1, 1),), successor=(0,), values=(1 / (1 - DISCOUNT),), max_episode_steps=3),
+    # Where an episode is cut, the first state of the next one is worth less than the true successor.
+    "truncation_successor": Probe(
+        reward=((0, 0), (1, 1)),
+        successor=(1, 1),
+        values=(DISCOUNT / (1 - DISCOUNT), 1 / (1 - DISCOUNT)),
+        max_episode_steps=3,
+    ),
+}
+
+
+class ProbeState(NamedTuple):
+    probe: jax.Array  # [] int32, which of PROBES
+    state: jax.Array  # [] int32
+    steps: jax.Array  # [] int32, since the episode began
+
+
+class ProbeEnvironment:
+    """All of PROBES in gymnax's protocol, with its own reset; an instance stays in the probe that its state names.
+
+    So one compiled program serves all: a row of the seeds axis has one probe, see `train_on_probes`.
+    The observation is the state's index, or a number for it as a vector.
+    """
+
+    def __init__(self, tabular: bool):
+        probes = list(PROBES.values())
+        self.tabular, self.states = tabular, max(len(probe.successor) for probe in probes)
+        padding = [self.states - len(probe.successor) for probe in probes]
+        pairs = list(zip(probes, padding, strict=True))
+        self.reward = jnp.float32([probe.reward + ((0, 0),) * pad for probe, pad in pairs])  # [P, states, actions]
+        self.successor = jnp.int32([probe.successor + (END,) * pad for probe, pad in pairs])  # [P, states]
+        self.starts = jnp.int32([probe.starts for probe in probes])
+        self.limit = jnp.int32([probe.max_episode_steps or 1_000_000 for probe in probes])
+        self.observations = jnp.arange(self.states) if tabular else jnp.linspace(1.0, -1.0, self.states)[:, None]
+
+    def observation_space(self, params: Any) -> spaces.Space:
+        return spaces.Discrete(self.states) if self.tabular else spaces.Box(-1, 1, (1,), np.float32)
+
+    def action_space(self, params: Any) -> spaces.Space:
+        return spaces.Discrete(2)
+
+    def begin(self, key: jax.Array, probe: jax.Array) -> tuple[Any, ProbeState]:
+        state = jax.random.randint(key, (), 0, self.starts[probe])
+        return self.observations[state], ProbeState(probe, state, jnp.int32(0))
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, ProbeState]:
+        return self.begin(key, jnp.int32(0))
+
+    def step(self, key: jax.Array, state: ProbeState, action: jax.Array, params: Any) -> tuple:
+        probe = state.probe
+        successor = self.successor[probe, state.state]
+        terminated, truncated = successor == END, state.steps + 1 >= self.limit[probe]
+        going_on = ProbeState(probe, jnp.maximum(successor, 0), state.steps + 1)
+        last = self.observations[going_on.state]
+        following = jax.tree.map(
+            lambda new, old: jnp.where(terminated | truncated, new, old), self.begin(key, probe), (last, going_on)
+        )
+        reward = self.reward[probe, state.state, action]
+        return *following, reward, terminated, truncated, {"final_observation": last}
+
+
+class ContinuousProbeEnvironment(JaxEnvironment):
+    """One step; the reward is -(action - observation)²."""
+
+    observations = np.float32([[-1.0], [1.0]])
+
+    def observation_space(self, params: Any) -> spaces.Space:
+        return spaces.Box(-1, 1, (1,), np.float32)
+
+    def action_space(self, params: Any) -> spaces.Space:
+        return spaces.Box(-2, 2, (1,), np.float32)
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        observation = jnp.asarray(self.observations)[jax.random.randint(key, (), 0, 2)]
+        return observation, observation
+
+    def step_env(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any) -> tuple:
+        return state, state, -jnp.square(action - state).sum(), True, {}
+
+
+# ------------------------------------------------------------------------------- how an algorithm is run on a task
+
+# Of these an algorithm takes those that it has. A new algorithm that needs others gets a line in SETTINGS.
+COMMON = {
+    "discount": DISCOUNT,
+    "hidden": (32,),
+    "learning_rate": 1e-2,
+    "learning_rate_schedule": "linear",
+    "batch_size": 32,
+    "replay_capacity": 512,
+    "learning_starts": 64,
+}
+SETTINGS = {
+    "q_learning": {"learning_rate": 0.2, "epsilon_start": 0.3, "epsilon_end": 0.3, "initial_value": 1.0},
+    "dqn": {"target_period": 10, "epsilon_end": 0.2},
+    "ppo": {"rollout_length": 16, "minibatches": 2},
+}
+TOTAL_STEPS = {"q_learning": 1_000, "dqn": 4_000, "ppo": 8_000}
+DEFAULT_TOTAL_STEPS = 10_000
+
+
+def make_algorithm(name: str, **more: Any) -> Algorithm:
+    """The algorithm called `name`, set to learn small tasks fast."""
+    cls = algorithm_class(name)
+    known = {field.name for field in fields(cls)}
+    settings = {key: value for key, value in COMMON.items() if key in known}
+    return cls(**(settings | SETTINGS.get(name, {}) | more))
+
+
+def accepts(algorithm: Algorithm, environment: Environment, num_environments: int = 4) -> bool:
+    try:
+        algorithm.check(Spec(environment.observation_space, environment.action_space, num_environments, 1))
+    except UsageError:
+        return False
+    return True
+
+
+def probe_environment(algorithm: Algorithm) -> JaxAdapter:
+    """With vectors as observations, or with indices for an algorithm that wants these."""
+    vector = JaxAdapter("probes", ProbeEnvironment(tabular=False))
+    return vector if accepts(algorithm, vector) else JaxAdapter("probes", ProbeEnvironment(tabular=True))
+
+
+def realistic_environment(algorithm: Algorithm) -> Environment:
+    """CartPole, or a maze for an algorithm that wants indices."""
+    cart_pole = JaxAdapter("CartPole-v1", CLASSIC_CONTROL["CartPole-v1"]())
+    return cart_pole if accepts(algorithm, cart_pole) else JaxAdapter("zhixing/Maze-v0", TEACHING["zhixing/Maze-v0"]())
+
+
+def make_driver(
+    environment: Environment, seeds: tuple[int, ...] = (0,), num_environments: int = 4, total_steps: int = 10_000
+) -> CompiledDriver | HostDriver:
+    chain = Chain((RescaleAction(),), Spaces(environment.observation_space, environment.action_space))
+    spec = Spec(chain.spaces.observation, chain.spaces.action, num_environments, total_steps)
+    loop, batch = Loop(seeds, chain, spec), environment.batch(seeds, num_environments)
+    return CompiledDriver(loop, batch, True) if environment.compiled else HostDriver(loop, batch)
+
+
+def train(algorithm: Algorithm, environment: Environment, total_steps: int, seeds: tuple[int, ...] = (0, 1)) -> Run:
+    """Four environments of each seed, for `total_steps` or a little more."""
+    driver = make_driver(environment, seeds, total_steps=total_steps)
+    return train_from(driver, algorithm, driver.start(algorithm))
+
+
+def train_on_probes(algorithm: Algorithm, total_steps: int, seeds: int = 2) -> Run:
+    """A run [S, ...] whose rows 0, ..., `seeds` - 1 learned on the first of PROBES, the next ones on the second..."""
+    environment = probe_environment(algorithm)
+    rows = seeds * len(PROBES)
+    driver = make_driver(environment, tuple(range(rows)), total_steps=total_steps)
+    run = driver.start(algorithm)
+    keys = jax.random.split(jax.random.PRNGKey(0), (rows, 4))
+    probes = jnp.repeat(jnp.arange(len(PROBES)), seeds)[:, None] + jnp.zeros(4, jnp.int32)
+    observation, state = jax.vmap(jax.vmap(environment.environment.begin))(keys, probes)
+    run = run._replace(environment=run.environment._replace(environment=state), observation=observation)
+    return train_from(driver, algorithm, run)
+
+
+def train_from(driver: CompiledDriver | HostDriver, algorithm: Algorithm, run: Run) -> Run:
+    spec, length = driver.loop.spec, algorithm.steps_per_iteration
+    return driver.advance(algorithm, run, -(-spec.total_steps // (spec.num_environments * length)), length)
+
+
+def ask(function: Any, run: Run, observations: jax.Array) -> np.ndarray:
+    """`algorithm.value` or `algorithm.policy` of every seed at `observations` [states, ...] -> [S, states, ...]."""
+    count = run.key.shape[0]
+    repeated = jnp.broadcast_to(observations, (count, *observations.shape))
+    return np.asarray(over_seeds(function, count, run.learner, repeated))
+
+
+# --------------------------------------------------------------------------------------------- counting environments
+
+TERMINATES_AFTER, TRUNCATES_AFTER = 3, 5  # steps; the first in even episodes, the second in odd ones
+COUNTING_SPACE = spaces.Box(-1e6, 1e6, (2,), np.float32)  # (episode, step in the episode)
+
+
+def counting_step(episode: Any, step: Any, action: Any) -> tuple[Any, Any, Any]:
+    """-> reward, terminated, truncated of one step; for Python numbers as for arrays."""
+    even = episode % 2 == 0
+    reward = 10.0 * episode + step + 0.25 * action
+    return reward, even & (step + 1 >= TERMINATES_AFTER), ~even & (step + 1 >= TRUNCATES_AFTER)
+
+
+class CountingEnvironment:
+    """In gymnax's protocol with its own reset: the only way to know how many episodes there were."""
+
+    def observation_space(self, params: Any) -> spaces.Space:
+        return COUNTING_SPACE
+
+    def action_space(self, params: Any) -> spaces.Space:
+        return spaces.Discrete(3)
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        return jnp.zeros(2), jnp.zeros(2)
+
+    def step(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any) -> tuple:
+        episode, step = state.astype(jnp.int32)
+        reward, terminated, truncated = counting_step(episode, step, action)
+        last = state + jnp.array([0.0, 1.0])
+        state = jnp.where(terminated | truncated, jnp.array([1.0, 0.0]) + state * jnp.array([1.0, 0.0]), last)
+        return state, state, reward, terminated, truncated, {"final_observation": last}
+
+
+class TimeLimitedEnvironment(JaxEnvironment):
+    """Written with `reset_env` and `step_env`: an episode is known by a random number; cut off after four steps.
+
+    A third of the episodes terminate after two.
+    """
+
+    max_episode_steps = 4
+
+    def observation_space(self, params: Any) -> spaces.Space:
+        return COUNTING_SPACE
+
+    def action_space(self, params: Any) -> spaces.Space:
+        return spaces.Discrete(3)
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        state = jnp.array([1.0, 0.0]) * jax.random.randint(key, (), 0, 900_000)
+        return state, state
+
+    def step_env(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any) -> tuple:
+        last = state + jnp.array([0.0, 1.0])
+        return last, last, state[1] + 0.25 * action, (state[0] % 3 == 0) & (last[1] >= 2), {}
+
+
+class GymnasiumCountingEnvironment(gymnasium.Env):
+    """`CountingEnvironment` for Gymnasium."""
+
+    observation_space = COUNTING_SPACE
+    action_space = spaces.Discrete(3)
+
+    def __init__(self) -> None:
+        self.episode, self.steps = -1, 0
+
+    def observation(self) -> np.ndarray:
+        return np.array([self.episode, self.steps], np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.episode, self.steps = self.episode + 1, 0
+        return self.observation(), {}
+
+    def step(self, action: int) -> tuple:
+        reward, terminated, truncated = counting_step(np.int64(self.episode), np.int64(self.steps), action)
+        self.steps += 1
+        return self.observation(), float(reward), bool(terminated), bool(truncated), {}
+
+
+class RecorderState(NamedTuple):
+    rollout: Transition  # [T, N], the last one
+    clock: Clock
+
+
+@hyperparameters
+class Recorder(OnPolicy):
+    """Learns nothing and keeps its rollout; its policy is a fixed function of the observation (and of its carry).
+
+    The carry counts the steps since the episode's start; what it was when the action was chosen is in `extras`.
+    """
+
+    rollout_length: int = 7
+
+    def init(self, key: jax.Array, spec: Spec) -> RecorderState:
+        shape = (self.rollout_length, spec.num_environments)
+        observation, flags = jnp.zeros((*shape, 2)), jnp.zeros(shape, bool)
+        integers = jnp.zeros(shape, jnp.int32)
+        rollout = Transition(observation, integers, jnp.zeros(shape), observation, flags, flags, integers)
+        return RecorderState(rollout, Clock.start(spec))
+
+    def carry(self, spec: Spec, key: jax.Array) -> jax.Array:
+        return jnp.zeros(spec.num_environments, jnp.int32)
+
+    def act(self, state: RecorderState, carry: jax.Array, observation: jax.Array, key: jax.Array):
+        return self.policy(state, observation), carry + 1, carry
+
+    def update(self, state: RecorderState, rollout: Transition, key: jax.Array) -> tuple[RecorderState, dict]:
+        return RecorderState(rollout, state.clock), {"reward": rollout.reward.mean()}
+
+    def policy(self, state: RecorderState, observation: jax.Array) -> jax.Array:
+        return ((observation[..., 0] + 2 * observation[..., 1]) % 3).astype(jnp.int32)

@@ -1,0 +1,59 @@
+"""Every algorithm on every probe environment: the known value, the right action."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from probes import (
+    DEFAULT_TOTAL_STEPS,
+    PROBES,
+    TOTAL_STEPS,
+    ContinuousProbeEnvironment,
+    accepts,
+    ask,
+    make_algorithm,
+    probe_environment,
+    train,
+    train_on_probes,
+)
+
+from zhixing.algorithms import ALGORITHMS
+from zhixing.environments.jax_adapter import JaxAdapter
+
+SEEDS = 2
+TOLERANCE = 0.1  # values are of the order of 1; a wrong bootstrap is off by at least 0.25
+CONTINUOUS = JaxAdapter("continuous", ContinuousProbeEnvironment())
+
+
+# All probes of an algorithm in one worker: they are one run.
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ALGORITHMS])
+def learned(request):
+    """-> values and greedy actions [probes, seeds, states] of an algorithm that was trained on each probe by itself."""
+    algorithm = make_algorithm(request.param)
+    run = train_on_probes(algorithm, TOTAL_STEPS.get(request.param, DEFAULT_TOTAL_STEPS), SEEDS)
+    observations = probe_environment(algorithm).environment.observations
+    answers = ask(algorithm.value, run, observations), ask(algorithm.policy, run, observations)
+    return {
+        name: tuple(answer.reshape(len(PROBES), SEEDS, -1)[i] for answer in answers) for i, name in enumerate(PROBES)
+    }
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probe(learned, name):
+    """Both seeds, in every state that the probe has."""
+    probe, (values, actions) = PROBES[name], learned[name]
+    states = len(probe.successor)
+    np.testing.assert_allclose(values[:, :states], [probe.values] * SEEDS, atol=TOLERANCE)
+    if probe.actions is not None:
+        np.testing.assert_array_equal(actions[:, :states], [probe.actions] * SEEDS)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if accepts(make_algorithm(name), CONTINUOUS)])
+def test_continuous_probe(name):
+    algorithm = make_algorithm(name)
+    run = train(algorithm, CONTINUOUS, 2 * TOTAL_STEPS.get(name, DEFAULT_TOTAL_STEPS))
+    observations = CONTINUOUS.environment.observations
+
+    actions = ask(algorithm.policy, run, jnp.asarray(observations))  # [S, 2, 1], in the algorithm's units, [-1, 1]
+    np.testing.assert_allclose(actions, np.broadcast_to(observations / 2, actions.shape), atol=TOLERANCE)
+    values = ask(algorithm.value, run, jnp.asarray(observations))
+    assert np.all(values > -0.4) and np.all(values < TOLERANCE)  # 0 but for the noise that explores
