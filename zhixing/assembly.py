@@ -7,6 +7,8 @@ from zhixing.config import Config
 from zhixing.core import Spec
 from zhixing.drivers.loop import Loop
 from zhixing.environments.base import Environment
+from zhixing.environments.gymnasium_adapter import GymnasiumAdapter
+from zhixing.environments.jax_adapter import JaxAdapter
 from zhixing.environments.transforms import Chain, FrameStack, NormalizeObservation, RescaleAction, ScaleReward, Spaces
 from zhixing.errors import UsageError
 from zhixing.evaluate import Evaluator
@@ -16,6 +18,8 @@ COMPILED_INSTANCES, HOST_INSTANCES = 128, 10  # the most of each seed, in an eva
 
 def build_environment(config: Config) -> Environment:
     settings = config.environment
+    if settings.backend == "own":
+        raise UsageError(f"the run's environment is your own; give it again, from Python: environment={settings.id}")
     options = dict(settings.options)
     if settings.backend == "gymnasium" or (
         settings.backend == "auto" and environments.best_backend(settings.id) == "gymnasium"
@@ -46,7 +50,18 @@ def build_loop(config: Config, environment: Environment) -> Loop:
 def build_evaluator(config: Config, environment: Environment, loop: Loop, episodes: int) -> Evaluator:
     """Plays `episodes` for each seed; where the environment has no limit, one that always ends."""
     if environment.max_episode_steps is None:
-        settings = replace(config.environment, max_episode_steps=config.evaluation.max_steps)
-        environment = build_environment(replace(config, environment=settings))
+        environment = limited(environment, config)
     instances = COMPILED_INSTANCES if environment.compiled else HOST_INSTANCES
     return Evaluator(environment, loop.chain, loop.seeds, episodes, instances)
+
+
+def limited(environment: Environment, config: Config) -> Environment:
+    """`environment`, with episodes that are cut at `evaluation.max_steps`."""
+    limit = config.evaluation.max_steps
+    if isinstance(environment, JaxAdapter):
+        return JaxAdapter(environment.id, environment.environment, environment.params, limit)
+    if isinstance(environment, GymnasiumAdapter):
+        factory = environment.factory
+        made_by = factory.id if factory.function is None else factory.function
+        return GymnasiumAdapter(made_by, limit, environment.vectorization, **factory.options)
+    return build_environment(replace(config, environment=replace(config.environment, max_episode_steps=limit)))

@@ -4,6 +4,7 @@ A checkpoint is written beside its place and moved there in one step, so that a 
 leaves either the old or the new one. Each holds a digest of its arrays; what does not match it is refused.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -29,8 +30,8 @@ def names_of(tree: Any) -> tuple[list[str], list[Any], Any]:
     return [jax.tree_util.keystr(path) for path, _ in paths], [leaf for _, leaf in paths], structure
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    hasher = hashlib.blake2b(digest_size=16)
+def digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
+    hasher = hashlib.blake2b(metadata.encode(), digest_size=16)
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         hasher.update(f"{name}{array.dtype}{array.shape}".encode())
@@ -41,18 +42,24 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
 def write_atomically(path: Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise UsageError(f"cannot write {path}: {error.strerror}; make room, what was saved before is whole") from None
 
 
 def save(path: Path, tree: Any, metadata: Mapping[str, Any]) -> None:
     """Write the arrays of `tree` and `metadata` (numbers and text)."""
     names, leaves, _ = names_of(tree)
     arrays = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
-    header = {"format": FORMAT, "digest": digest(arrays), "metadata": json.dumps(dict(metadata))}
+    text = json.dumps(dict(metadata))
+    header = {"format": FORMAT, "digest": digest(arrays, text), "metadata": text}
     write_atomically(path, safetensors.numpy.save(arrays, header))
 
 
@@ -62,17 +69,17 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         data = path.read_bytes()
         arrays = safetensors.numpy.load(data)
         (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length])["__metadata__"]
+        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint at {path}; give a run's folder or one of its checkpoints") from None
     except OSError as error:
         raise UsageError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
     except Exception as error:  # whatever a parser makes of arbitrary bytes
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"{path} is damaged or no checkpoint ({reason}); use another one of the run") from None
     if header.get("format") != FORMAT:
         raise UsageError(f"{path} was not written by zhixing, or by another version; use one of this version")
-    if header.get("digest") != digest(arrays):
+    if header.get("digest") != digest(arrays, header.get("metadata", "")):
         raise UsageError(f"{path} is damaged, its digest does not match; use another checkpoint of the run")
     return arrays, json.loads(header["metadata"])
 
@@ -108,7 +115,10 @@ class Checkpoints:
         return sorted(self.directory.glob("step-*.safetensors"))
 
     def save(self, step: int, tree: Any, metadata: Mapping[str, Any], best: bool) -> Path:
-        """Write the checkpoint of `step`, let the oldest go, and keep it as the best if it is."""
+        """Write the checkpoint of `step`, keep it as the best if it is, and let the oldest go.
+
+        Those of later steps go too: they were damaged, or else the run would have gone on from them.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / f"step-{step:012d}.safetensors"
         save(path, tree, metadata)
@@ -120,8 +130,9 @@ class Checkpoints:
             except OSError:  # a file system without links
                 link.write_bytes(path.read_bytes())
             os.replace(link, self.directory / BEST)
-        for old in self.all()[: -self.keep]:
-            old.unlink()
+        kept = [other for other in self.all() if other.name <= path.name][-self.keep :]
+        for other in set(self.all()) - set(kept):
+            other.unlink()
         return path
 
     def path(self, which: str = "latest") -> Path:
@@ -130,11 +141,11 @@ class Checkpoints:
             return self.directory / BEST
         found = self.all()
         if not found:
-            raise UsageError(f"there is no checkpoint in {self.directory}; was the run stopped before its first one?")
+            raise UsageError(f"there is no checkpoint in {self.directory}; give the folder of a run that has begun")
         return found[-1]
 
-    def latest_readable(self) -> tuple[Path, list[str]]:
-        """The newest checkpoint that is whole, and what is wrong with the newer ones."""
+    def latest_readable(self) -> tuple[Path | None, list[str]]:
+        """The newest checkpoint that is whole (None if there is none at all), and what is wrong with the newer ones."""
         problems: list[str] = []
         for path in reversed(self.all()):
             try:
@@ -143,4 +154,6 @@ class Checkpoints:
                 problems.append(str(error))
             else:
                 return path, problems
-        raise UsageError(problems[0] if problems else f"there is no checkpoint in {self.directory}")
+        if problems:
+            raise UsageError(f"no checkpoint in {self.directory} is whole; the newest: {problems[0]}")
+        return None, []

@@ -5,7 +5,6 @@ Heavy imports happen inside the commands, so that `zhixing --help` answers at on
 
 import argparse
 import contextlib
-import io
 import itertools
 import json
 import re
@@ -33,6 +32,9 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
+        wrong_type = re.fullmatch(r"argument ([^:]*): invalid int value: (.*)", message)
+        if wrong_type:
+            raise UsageError(f"{wrong_type[1]} is {wrong_type[2]}; it must be a whole number")
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
@@ -49,47 +51,28 @@ def train(arguments: Sequence[str]) -> None:
     flags.add_argument("--run-dir", type=Path, help="the run's folder (default: a new one under runs/)")
     flags.add_argument("--quiet", action="store_true", help="print nothing but errors")
     flags.epilog = "For the settings of an algorithm: zhixing train ppo CartPole-v1 --help"
-    names = list(itertools.takewhile(lambda a: not a.startswith("-"), arguments))
-    rest = list(arguments[len(names) :])
-    if not names:
-        if "--help" in rest or "-h" in rest:
-            flags.print_help()
-            return
+    wants_help = "--help" in arguments or "-h" in arguments
+    own, words = flags.parse_known_args([a for a in arguments if a not in ("--help", "-h")])
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if wants_help and not names:
+        flags.print_help()
+        return
+    if not words:
         raise UsageError("which algorithm, on what? for example: zhixing train ppo CartPole-v1")
+    if not names:
+        raise UsageError(f"the algorithm and the environment come first, then {words[0]}; see zhixing train --help")
     if len(names) > 2:
         raise UsageError(f"'{names[2]}' is one word too many; settings are given as --name value")
 
-    import tyro
-
     from zhixing import config as configs
-    from zhixing.algorithms import ALGORITHMS
-    from zhixing.config import Config
+    from zhixing.flags import read_flags
 
-    if names[0].endswith((".yaml", ".yml")) or Path(names[0]).is_dir():
-        path = Path(names[0])
-        mapping = configs.load_yaml(path / "config.yaml" if path.is_dir() else path)
-        if len(names) == 2:
-            mapping = configs.merge(mapping, {"environment": {"id": names[1], "backend": "auto"}})
-    else:
-        name = names[0].lower().replace("-", "_")
-        if name not in ALGORITHMS:
-            raise unknown("algorithm", names[0], ALGORITHMS)
-        if len(names) == 1:
-            raise UsageError(f"which environment? for example: zhixing train {names[0]} CartPole-v1")
-        mapping = configs.preset(name, names[1])
+    mapping = chosen_settings(names)
     config = configs.from_mapping(mapping)
-
-    wants_help = "--help" in rest or "-h" in rest
-    own, settings = flags.parse_known_args([a for a in rest if a not in ("--help", "-h")])
     if wants_help:
-        settings = ["--help"]
-    kind: Any = Config[type(config.algorithm)]  # type: ignore[misc]
-    known = [f"--{name.replace('_', '-')}" for name in flat_names(configs.to_mapping(config))]
-    for flag in settings:
-        name = flag.split("=")[0].replace("_", "-")
-        if flag.startswith("--") and name not in [*known, *map(negated, known), "--help"]:
-            raise unknown("setting", name, known)
-    config = parse(lambda: tyro.cli(kind, default=config, args=settings, prog=f"zhixing train {' '.join(names)}"))
+        print_settings(config, names)
+        return
+    config = configs.from_mapping(configs.merge(mapping, read_flags(words[len(names) :], config)))
 
     prepare()
     from zhixing.train import train_config
@@ -97,34 +80,44 @@ def train(arguments: Sequence[str]) -> None:
     train_config(config, own.run_dir, own.quiet)
 
 
-def flat_names(mapping: dict, prefix: str = "") -> list[str]:
-    """The flags of a tree of settings, dotted; the algorithm's name is no setting."""
-    names: list[str] = []
-    for key, value in mapping.items():
-        whole = f"{prefix}{key}"
-        nested = isinstance(value, dict) and not whole.endswith("options")
-        names += flat_names(value, f"{whole}.") if nested else [whole]
-    return [name for name in names if name != "algorithm.name"]
+def chosen_settings(names: Sequence[str]) -> dict[str, Any]:
+    """The settings that ALGORITHM ENVIRONMENT, or CONFIG.yaml [ENVIRONMENT], stand for."""
+    from zhixing import config as configs
+    from zhixing.algorithms import ALGORITHMS
+
+    path = Path(names[0])
+    if path.suffix in (".yaml", ".yml") or path.is_dir():
+        mapping = configs.load_run(path) if path.is_dir() else configs.load_yaml(path)
+        if len(names) == 2:
+            mapping = configs.merge(mapping, {"environment": {"id": names[1], "backend": "auto"}})
+        return mapping
+    algorithm = names[0].lower().replace("-", "_")
+    if algorithm not in ALGORITHMS:
+        raise unknown("algorithm", names[0], ALGORITHMS)
+    if len(names) == 1:
+        raise UsageError(f"which environment? for example: zhixing train {names[0]} CartPole-v1")
+    return configs.preset(algorithm, names[1])
 
 
-def negated(flag: str) -> str:
-    """`--algorithm.shared-trunk` -> `--algorithm.no-shared-trunk`."""
-    head, _, tail = flag.rpartition(".")
-    return f"{head}.no-{tail}" if head else f"--no-{tail[2:]}"
+def print_settings(config: Any, names: Sequence[str]) -> None:
+    """The help of `zhixing train ALGORITHM ENVIRONMENT`: every setting with its value."""
+    import tyro
+
+    from zhixing.config import Config
+
+    kind: Any = Config[type(config.algorithm)]  # type: ignore[misc]
+    description = (
+        "Every setting, with the value it has. Besides these: --run-dir FOLDER, --quiet, --debug, and "
+        "--environment.options.NAME VALUE for what the environment's maker takes."
+    )
+    program = f"zhixing train {' '.join(names)}"
+    with contextlib.suppress(SystemExit):
+        tyro.cli(kind, default=config, args=["--help"], prog=program, description=description)
 
 
-def parse(call: Callable[[], Any]) -> Any:
-    """Run tyro's parser; its error box becomes one line."""
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(errors):
-            return call()
-    except SystemExit as stop:
-        if stop.code != 2:
-            raise
-        lines = [re.sub(r"^[│|]\s?|\s?[│|]$", "", line).strip() for line in errors.getvalue().splitlines()[1:]]
-        body = itertools.takewhile(lambda line: not set(line) <= set("─-╰╯│| "), lines)
-        raise UsageError(f"{' '.join(body)}; see --help") from None
+def at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise UsageError(f"{name} is {value}; it must be 1 or more")
 
 
 def prepare() -> None:
@@ -156,6 +149,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     flags.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
     flags.add_argument("--json", action="store_true", help="print one JSON object")
     own = flags.parse_args(arguments)
+    at_least_one("--episodes", own.episodes)
     prepare()
     from zhixing.run import TrainedRun
 
@@ -182,8 +176,7 @@ def watch(arguments: Sequence[str]) -> None:
     flags.add_argument("--seed", type=int, help="whose policy (default: the best seed's)")
     flags.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
     own = flags.parse_args(arguments)
-    if own.episodes < 1:
-        raise UsageError(f"--episodes is {own.episodes}; it must be 1 or more")
+    at_least_one("--episodes", own.episodes)
     prepare()
     from zhixing.run import TrainedRun
     from zhixing.watch import watch as play

@@ -17,6 +17,7 @@ from zhixing.algorithms import algorithm_class, name_of
 from zhixing.errors import UsageError, unknown
 
 Options = dict[str, Any]
+CUSTOM = "custom"  # what `name_of` calls a user's own algorithm
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class EnvironmentConfig:
     """Which environment, and what is done to its observations and rewards."""
 
     id: str = "CartPole-v1"
-    backend: Literal["auto", "jax", "envpool", "gymnasium"] = "auto"  # auto: the fastest that is installed
+    backend: Literal["auto", "jax", "envpool", "gymnasium", "own"] = "auto"  # auto: the fastest that is installed
     max_episode_steps: int | None = None  # cut episodes there; None: the environment's own limit
     normalize_observation: bool = False  # by the running mean and standard deviation
     scale_reward: bool = False  # by the running standard deviation of the discounted return; in training only
@@ -93,6 +94,9 @@ class Config(Generic[A]):
                 raise UsageError(f"{name} is {value}; it must be 1 or more")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must be 0 or more")
+        for name, value in {"total_steps": self.total_steps, "the last seed": self.seed + self.seeds - 1}.items():
+            if value >= 2**31:  # both are 32-bit numbers in the run
+                raise UsageError(f"{name} is {value}; it must be below {2**31}")
         if self.total_steps % self.num_environments:
             down = self.total_steps - self.total_steps % self.num_environments
             near = f"{down} or {down + self.num_environments}" if down else f"{self.num_environments}"
@@ -113,13 +117,13 @@ def read(cls: Any, value: Any, where: str = "") -> Any:
     if is_dataclass(cls):
         return read_dataclass(cls, value, where)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
+        if type(None) in arguments and (value is None or value in ("None", "none", "null")):
             return None
         (inner,) = [a for a in arguments if a is not type(None)]
         return read(inner, value, where)
     if origin is Literal:
         if value not in arguments:
-            raise unknown(f"value of {name}", value, map(str, arguments))
+            raise UsageError(f"{name} is {value!r}; it must be one of: {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
         items = value if isinstance(value, list | tuple) else [value]
@@ -132,8 +136,8 @@ def read(cls: Any, value: Any, where: str = "") -> Any:
 
 
 def read_scalar(cls: type, value: Any, name: str) -> Any:
-    if cls is bool and isinstance(value, bool):
-        return value
+    if cls is bool and str(value).lower() in ("true", "false"):  # flags are text
+        return str(value).lower() == "true"
     if cls is str and isinstance(value, str):
         return value
     if cls in (int, float) and not isinstance(value, bool):
@@ -152,13 +156,14 @@ def read_dataclass(cls: Any, value: Any, where: str) -> Any:
         raise UsageError(f"{where or 'the settings'} is {value!r}; it must be a mapping of names to values")
     hints = get_type_hints(cls, include_extras=True)
     names = [f.name for f in fields(cls)]
+    prefix = f"{where}." if where else ""
     for key in value:
         if key not in names:
-            raise unknown("setting", f"{where}.{key}" if where else key, [f"{where}.{n}" if where else n for n in names])
-    given = {key: read(hints[key], v, f"{where}.{key}" if where else key) for key, v in value.items()}
+            raise unknown("setting", f"{prefix}{key}", [f"{prefix}{n}" for n in names])
+    given = {key: read(hints[key], v, f"{prefix}{key}") for key, v in value.items()}
     for f in fields(cls):
         if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
-            raise UsageError(f"{where + '.' if where else ''}{f.name} is missing; give it")
+            raise UsageError(f"{prefix}{f.name} is missing; give it")
     return cls(**given)
 
 
@@ -196,9 +201,18 @@ def from_mapping(mapping: Mapping, own_algorithm: Any = None) -> Config:
     rest = {key: value for key, value in mapping.items() if key != "algorithm"}
     config = read(Config, {**rest, "algorithm": own_algorithm})
     if own_algorithm is not None:
-        return config
-    settings = {key: value for key, value in algorithm.items() if key != "name"}
-    return replace(config, algorithm=read(algorithm_class(str(algorithm["name"])), settings, "algorithm"))
+        name, settings = name_of(own_algorithm), settings_of(own_algorithm)
+        if name == CUSTOM:
+            return config
+    else:
+        name, settings = str(algorithm["name"]), {key: value for key, value in algorithm.items() if key != "name"}
+        if name == CUSTOM:
+            raise UsageError("the run's algorithm is your own; give it again, from Python: algorithm=MyAlgorithm(...)")
+    return replace(config, algorithm=read(algorithm_class(name), settings, "algorithm"))
+
+
+def settings_of(algorithm: Any) -> dict[str, Any]:
+    return {f.name: getattr(algorithm, f.name) for f in fields(algorithm)}
 
 
 def to_mapping(config: Config) -> dict:
@@ -207,14 +221,21 @@ def to_mapping(config: Config) -> dict:
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, tuple | list) else value
+        if isinstance(value, tuple | list):
+            return [plain(v) for v in value]
+        if hasattr(value, "item"):  # a NumPy or JAX number
+            return value.item()
+        known = value is None or isinstance(value, str | int | float)
+        return value if known else getattr(value, "__qualname__", type(value).__qualname__)  # a function of a user's
 
-    settings = {f.name: getattr(config.algorithm, f.name) for f in fields(config.algorithm)}
-    return plain({"algorithm": {"name": name_of(config.algorithm)} | settings} | {
-        f.name: asdict(v) if is_dataclass(v := getattr(config, f.name)) else v
-        for f in fields(config)
-        if f.name != "algorithm"
-    })
+    return plain(
+        {"algorithm": {"name": name_of(config.algorithm)} | settings_of(config.algorithm)}
+        | {
+            f.name: asdict(v) if is_dataclass(v := getattr(config, f.name)) else v
+            for f in fields(config)
+            if f.name != "algorithm"
+        }
+    )
 
 
 def load_yaml(path: Path) -> dict:
@@ -226,7 +247,9 @@ def load_yaml(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}: {error.problem}" if mark else f": {error}"  # type: ignore[attr-defined]
+        raise UsageError(f"{path} is not YAML{where}; correct it, or give a run's config.yaml") from None
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{path} holds no settings; give a run's config.yaml")
     return dict(mapping)
@@ -236,7 +259,22 @@ def load_run(directory: Path) -> dict:
     """The settings of the run in `directory`."""
     if not directory.is_dir():
         raise UsageError(f"there is no run folder {directory}; `zhixing train` makes one under runs/")
-    return load_yaml(directory / "config.yaml")
+    file = directory / "config.yaml"
+    if not file.exists():
+        raise UsageError(f"{directory} is no run, it holds no config.yaml; give a folder that `zhixing train` made")
+    return load_yaml(file)
+
+
+def differences(old: Mapping, new: Mapping, where: str = "") -> list[tuple[str, Any, Any]]:
+    """-> (name, old value, new value) of every setting that differs between two trees of settings."""
+    found: list[tuple[str, Any, Any]] = []
+    for key in {**old, **new}:
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{where}{key}.")
+        elif before != after:
+            found.append((f"{where}{key}", before, after))
+    return found
 
 
 def dump_yaml(config: Config) -> str:

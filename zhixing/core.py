@@ -131,10 +131,8 @@ class Learned(Vector):
     def minimise(self, loss: Any, optimiser: optax.GradientTransformation) -> tuple["Learned", dict[str, jax.Array]]:
         """One gradient step on `loss(net) -> (scalar, metrics)`; the metrics come back with the gradient's norm."""
 
-        def of_parameters(parameters: jax.Array) -> Any:
-            return loss(Vector(parameters, self.structure).net)
-
-        gradient, metrics = jax.grad(of_parameters, has_aux=True)(self.parameters)
+        gradients, metrics = jax.grad(loss, has_aux=True)(self.net)
+        gradient = Vector.of(gradients).parameters
         step, optimiser_state = optimiser.update(gradient, self.optimiser_state, self.parameters)
         stepped = Vector(optax.apply_updates(self.parameters, step), self.structure)
         return Learned(stepped, optimiser_state), metrics | {"gradient_norm": jnp.linalg.norm(gradient)}

@@ -22,8 +22,8 @@ def algorithms() -> list[str]:
 
 
 def environment_ids() -> list[str]:
-    installed = {name: importlib.util.find_spec(name) is not None for name in ("envpool", "gymnax")}
-    note = {name: "" if there else f"; not installed: pip install 'zhixing[{name}]'" for name, there in installed.items()}
+    missing = {name: importlib.util.find_spec(name) is None for name in ("envpool", "gymnax")}
+    note = {name: f"; not installed: pip install 'zhixing[{name}]'" if missing[name] else "" for name in missing}
     return [
         f"compiled, in JAX: {', '.join(environments.CLASSIC_CONTROL)}",
         f"compiled tables: {', '.join(environments.TOY_TEXT + environments.TEACHING)}",

@@ -77,7 +77,12 @@ class Records:
     """
 
     def __init__(
-        self, directory: str | os.PathLike, seeds: Sequence[int], columns: Sequence[str], resume_step: int | None = None
+        self,
+        directory: str | os.PathLike,
+        seeds: Sequence[int],
+        columns: Sequence[str],
+        resume_step: int | None = None,
+        tensorboard: bool = True,
     ) -> None:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
@@ -93,7 +98,7 @@ class Records:
         if self._file.tell() == 0:
             self._file.write(header)
             self._file.flush()
-        self._writers = self._tensorboard(directory / "tensorboard", resume_step)
+        self._writers = self._tensorboard(directory / "tensorboard", resume_step) if tensorboard else {}
 
     def _tensorboard(self, directory: Path, resume_step: int | None) -> dict[str, Any]:
         from tensorboardX import SummaryWriter
@@ -130,7 +135,7 @@ class Records:
         )
         self._file.write(text)
         self._file.flush()
-        for name, values in table.items():
+        for name, values in table.items() if self._writers else ():
             self._events(int(step), name, values)
 
     def close(self) -> None:

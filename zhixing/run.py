@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,11 @@ class TrainedRun:
         A user's own environment or algorithm is given again: a file can never bring code along.
         """
         path = Path(path)
-        file = Checkpoints(path / "checkpoints", 1).path(which) if path.is_dir() else path
+        if path.is_dir():
+            configs.load_run(path)  # says so where the folder is no run
+            file = Checkpoints(path / "checkpoints", 1).path(which)
+        else:
+            file = path
         _, metadata = checkpoint.read(file)
         if not isinstance(metadata.get("config"), dict):
             raise UsageError(f"{file} names no settings; load a run's folder or a file that `run.save` wrote")
@@ -120,9 +123,9 @@ class TrainedRun:
 
     def evaluate(self, episodes: int = 100) -> dict[str, Any]:
         """The greedy returns of every seed over `episodes` each, as in `zhixing evaluate --json`."""
-        config = replace(self.config, evaluation=replace(self.config.evaluation, final_episodes=episodes))
-        config.check()
-        evaluator = build_evaluator(config, self.environment, self.loop, episodes)
+        if episodes < 1:
+            raise UsageError(f"episodes is {episodes}; it must be 1 or more")
+        evaluator = build_evaluator(self.config, self.environment, self.loop, episodes)
         returns, _ = evaluator(self.algorithm, self._learner, self._transforms, self.step + 1)
         evaluator.close()
         return statistics.summary(returns)

@@ -34,9 +34,9 @@ def seed_axes(tree: Any) -> Any:
 
 
 def over_seeds(function: Callable, seeds: int, *arguments: Any, out_axes: Any = 0) -> Any:
-    """`function` of one seed's arguments, applied to those of `seeds` seeds; `out_axes` as for `jax.vmap`."""
-    if seeds == 1:  # an axis of length one would cost time and give nothing
-        result = function(*(map_seeds(lambda x: x[0], argument) for argument in arguments))
-        return map_seeds(lambda x: x[None], result)
+    """`function` of one seed's arguments, applied to those of `seeds` seeds; `out_axes` as for `jax.vmap`.
+
+    One seed goes the same way: taking its axis off and on again would make XLA copy the replay at each step.
+    """
     in_axes = tuple(seed_axes(argument) for argument in arguments)
     return jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_size=seeds)(*arguments)

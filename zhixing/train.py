@@ -4,13 +4,13 @@ A run folder holds `config.yaml` (complete, rerunnable), `metrics.csv`, `tensorb
 run is over, `summary.json`.
 """
 
+import contextlib
 import json
 import platform
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import datetime
 from importlib.metadata import version
@@ -25,10 +25,10 @@ from zhixing import config as configs
 from zhixing.assembly import build_environment, build_evaluator, build_loop
 from zhixing.checkpoint import Checkpoints
 from zhixing.config import Config
+from zhixing.core import Algorithm, OffPolicy, Online
 from zhixing.drivers.compiled import CompiledDriver
 from zhixing.drivers.host import HostDriver
 from zhixing.drivers.loop import Run, empty_window
-from zhixing.core import Algorithm, OffPolicy, Online
 from zhixing.environments import make
 from zhixing.environments.base import Environment
 from zhixing.errors import Diverged, Interrupted, UsageError
@@ -42,6 +42,7 @@ class Trainer:
     """One run, from its first step or from a checkpoint to its last."""
 
     def __init__(self, config: Config, environment: Environment, directory: Path, resume: bool = False):
+        """With `resume`, from the newest whole checkpoint; from the beginning where the run was killed before any."""
         self.config, self.environment, self.directory = config, environment, directory
         self.algorithm = config.algorithm
         self.loop = build_loop(config, environment)
@@ -56,9 +57,27 @@ class Trainer:
         path, problems = self.checkpoints.latest_readable() if resume else (None, [])
         self.problems = problems
         self.metadata = checkpoint.read(path)[1] if path else {"step": 0}
+        if path:
+            self.require_same_settings(self.metadata, path)
+        self.begun = path is not None
         self.driver = self.make_driver(self.metadata["step"])
         self.run = self.restored(path) if path else self.driver.start(self.algorithm)
         self.evaluator = build_evaluator(config, environment, self.loop, config.evaluation.episodes)
+
+    def require_same_settings(self, metadata: dict[str, Any], path: Path) -> None:
+        """Raise UsageError unless the checkpoint was trained with these settings, the length and the records apart."""
+        trained, wanted = metadata["config"], configs.to_mapping(self.config)
+        for name, before, after in configs.differences(trained, wanted):
+            if name != "total_steps" and not name.startswith(("evaluation.", "record.")):
+                raise UsageError(
+                    f"{self.directory / 'config.yaml'} says {name} {after}, but {path.name} was trained with {before}; "
+                    "put it back, or train a new run"
+                )
+        if metadata["step"] > self.config.total_steps:
+            raise UsageError(
+                f"the run has made {metadata['step']} steps already; give more than that as --total-steps, "
+                f"not {self.config.total_steps}"
+            )
 
     def whole_iterations(self, every: int | None, times: int) -> int:
         """`every` steps, or a `times`-th of the run, rounded up to whole iterations."""
@@ -85,9 +104,12 @@ class Trainer:
         run = run._replace(learner=run.learner._replace(clock=type(clock)(clock.steps, clock.updates, total)))
         if self.environment.saves_state:
             return run
-        return self.driver.restart(self.algorithm, fresh._replace(
-            learner=run.learner, memory=run.memory, transforms=run.transforms, key=run.key, window=run.window
-        ))
+        return self.driver.restart(
+            self.algorithm,
+            fresh._replace(
+                learner=run.learner, memory=run.memory, transforms=run.transforms, key=run.key, window=run.window
+            ),
+        )
 
     def saved(self, run: Run) -> Run:
         """What a checkpoint holds: everything, or everything but the episodes under way."""
@@ -104,8 +126,10 @@ class Trainer:
         self.run = self.driver.advance(self.algorithm, self.run, 0, self.length)  # compiles
         jax.block_until_ready(self.run.key)
         self.compile_seconds += time.perf_counter() - started
-        if self.step == 0:
-            self.row(records, view, evaluate=True)
+        if not self.begun:
+            self.save(self.row(records, view, evaluate=True))
+        elif self.step == total:
+            view.message(f"the run is over; to go on, give more than {total} as --total-steps")
         saved_at, piece = time.perf_counter(), 1
         while self.step < total:
             mark = min(next_multiple(self.step, every) for every in (self.record_every, self.evaluate_every))
@@ -142,7 +166,8 @@ class Trainer:
         return max(1, int(iterations * np.clip(PIECE_SECONDS / took, 0.25, 4.0)))
 
     def diverge(self, first_bad: np.ndarray) -> None:
-        seed, metric = np.unravel_index(np.where(first_bad < 0, np.iinfo(np.int32).max, first_bad).argmin(), first_bad.shape)
+        earliest = np.where(first_bad < 0, np.iinfo(np.int32).max, first_bad).argmin()
+        seed, metric = np.unravel_index(earliest, first_bad.shape)
         kept = self.checkpoints.all()
         where = f"the last good checkpoint is {kept[-1]}" if kept else "there was no checkpoint yet"
         raise Diverged(
@@ -229,7 +254,7 @@ def next_multiple(step: int, of: int) -> int:
     return (step // of + 1) * of
 
 
-@contextmanager
+@contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
     """Within it, Ctrl-C and SIGTERM ask for a stop; a second Ctrl-C interrupts at once."""
     asked = threading.Event()
@@ -277,14 +302,17 @@ def carry_out(config: Config, environment: Environment, directory: Path, resume:
     """Train, with records and the live view; returns the summary."""
     trainer = Trainer(config, environment, directory, resume)
     try:
-        if not resume:
-            checkpoint.write_atomically(directory / "config.yaml", configs.dump_yaml(config).encode())
+        checkpoint.write_atomically(directory / "config.yaml", configs.dump_yaml(config).encode())
         title = f"{type(config.algorithm).__name__} on {environment.id}"
-        records = Records(directory, trainer.loop.seeds, trainer.columns(), trainer.step if resume else None)
+        # A row of step 0 stays only if its checkpoint was written.
+        resume_step = (trainer.step if trainer.begun else -1) if resume else None
+        records = Records(directory, trainer.loop.seeds, trainer.columns(), resume_step, config.record.tensorboard)
         view = LiveView(title, described(trainer), config.total_steps, quiet)
         with records, view, stop_signals() as stopped:
             for problem in trainer.problems:
                 view.message(f"passed over a checkpoint: {problem}")
+            if resume:
+                view.message(f"resumed at step {trainer.step}")
             return trainer.fit(records, view, stopped)
     finally:
         trainer.close()
@@ -292,23 +320,34 @@ def carry_out(config: Config, environment: Environment, directory: Path, resume:
 
 def new_directory(run_dir: str | Path | None, config: Config) -> Path:
     """The folder of a new run, made; UsageError where that cannot be."""
-    if run_dir is None:
-        name = configs.to_mapping(config)["algorithm"]["name"]
-        environment = config.environment.id.replace("/", "-").replace(":", "-")
-        base = Path("runs") / f"{name}-{environment}-{datetime.now():%Y%m%d-%H%M%S}"
-        directory = next(d for i in range(1000) if not (d := Path(f"{base}-{i}" if i else base)).exists())
-    else:
-        directory = Path(run_dir)
     try:
+        directory = made_directory(config) if run_dir is None else Path(run_dir)
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UsageError(f"cannot write to {directory}: {error.strerror}; name another folder with --run-dir") from None
-    if (directory / "metrics.csv").exists():
+        where = run_dir or Path("runs").absolute()
+        raise UsageError(f"cannot write to {where}: {error.strerror}; name another folder with --run-dir") from None
+    if any((directory / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
         raise UsageError(f"{directory} already holds a run; resume it, or name another folder with --run-dir")
     return directory
+
+
+def made_directory(config: Config) -> Path:
+    """A new folder under `runs/`, named by algorithm, environment and time; no other process gets the same."""
+    name = configs.to_mapping(config)["algorithm"]["name"]
+    environment = config.environment.id.replace("/", "-").replace(":", "-")
+    base = f"runs/{name}-{environment}-{datetime.now():%Y%m%d-%H%M%S}"
+    Path("runs").mkdir(exist_ok=True)
+    count = 0
+    while True:
+        directory = Path(f"{base}-{count}" if count else base)
+        try:
+            directory.mkdir()
+            return directory
+        except FileExistsError:
+            count += 1
 
 
 def train_config(config: Config, run_dir: str | Path | None = None, quiet: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -320,9 +359,10 @@ def train_config(config: Config, run_dir: str | Path | None = None, quiet: bool 
     return directory, carry_out(config, environment, directory, resume=False, quiet=quiet)
 
 
-def with_environment(config: Config, environment: Environment) -> Config:
-    """`config` with the backend that was taken, so that it gives the same run everywhere."""
-    settings = replace(config.environment, id=environment.id, backend=environment.backend)
+def with_environment(config: Config, environment: Environment, own: bool = False) -> Config:
+    """`config` with the backend that was taken, so that it gives the same run everywhere; "own" for a user's."""
+    backend: Any = "own" if own else environment.backend
+    settings = replace(config.environment, id=environment.id, backend=backend)
     return replace(config, environment=settings)
 
 
@@ -360,7 +400,7 @@ def train(
     own = None if isinstance(algorithm, str) else algorithm
     config = configs.from_mapping(configs.merge(base, settings, given), own)
     made = made or build_environment(config)
-    config = with_environment(config, made)
+    config = with_environment(config, made, own=not isinstance(environment, str | Environment))
     build_loop(config, made)
     directory = new_directory(run_dir, config)
     carry_out(config, made, directory, resume=False, quiet=quiet)

@@ -191,6 +191,16 @@ def shuffled_minibatches(batch: Minibatch, key: jax.Array, epochs: int, minibatc
     length, instances = batch.advantage.shape
     minibatches = min(minibatches, length * instances)
     size = length * instances // minibatches
-    order = jnp.argsort(jax.random.bits(key, (epochs, length * instances)), axis=-1)
+    order = random_orders(key, epochs, length * instances)
     order = order[:, : size * minibatches].reshape(epochs * minibatches, size)
     return jax.tree.map(lambda x: x.reshape(length * instances, *x.shape[2:])[order], batch)
+
+
+def random_orders(key: jax.Array, count: int, size: int) -> jax.Array:
+    """`count` random permutations of 0, ..., size - 1: [count, size]."""
+    bits = jax.random.bits(key, (count, size))
+    if size > 2**16:
+        return jnp.argsort(bits, axis=-1)
+    # The index in the lowest bits of what is sorted: sorting single numbers is five times as fast as sorting pairs.
+    low = jnp.uint32(2 ** (size - 1).bit_length() - 1)
+    return (jnp.sort((bits & ~low) | jnp.arange(size, dtype=jnp.uint32), axis=-1) & low).astype(jnp.int32)

@@ -104,5 +104,5 @@ def make_gymnasium(id: str, max_episode_steps: int | None, options: dict) -> Env
     from zhixing.environments.gymnasium_adapter import GymnasiumAdapter
 
     if ":" not in id and id not in gymnasium.registry:
-        raise unknown("environment", id, {*gymnasium.registry, *TEACHING})
+        raise unknown("environment", id, {*gymnasium.registry, *TEACHING}, "`zhixing list environments` shows them")
     return GymnasiumAdapter(id, max_episode_steps, **options)
