@@ -17,18 +17,15 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 import yaml
 from jax._src import compilation_cache
 from probes import make_algorithm, realistic_environment
 
-from zhixing import checkpoint, cli, config, records, runtime
+from zhixing import checkpoint, cli, config, records
 
 PROGRAM = [sys.executable, "-c", "from zhixing.cli import main; main()"]
 TIMEOUT = 240  # seconds; nothing here takes a tenth of it on an idle machine
-
-# As the command line sets it, before this process computes anything: one order of summation in every process.
-runtime.single_threaded_products()
-
 
 class Result(NamedTuple):
     code: int
@@ -98,7 +95,7 @@ def wait_until(condition: Callable[[], bool], running: subprocess.Popen) -> None
 
 def steps_saved(folder: Path) -> int:
     """The step of the newest checkpoint; -1 if there is none."""
-    return max((int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoints/step-*")), default=-1)
+    return max((int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoints/step-*.safetensors")), default=-1)
 
 
 def signalled(folder: Path, number: signal.Signals, *words: Any, at_step: int = 1) -> Result:
@@ -154,9 +151,9 @@ def assert_same_run(folder: Path, other: Path) -> None:
         np.testing.assert_array_equal(column, table(other)[name], err_msg=name)
 
 
-@contextlib.contextmanager
-def compiled_programs_kept() -> Iterator[None]:
-    """Programs compiled in here, or in a process started in here, are compiled once, as a user has it."""
+@pytest.fixture(scope="module")
+def kept_programs() -> Iterator[None]:
+    """What is compiled in the module that uses it, and in processes that it starts, is compiled once, as for a user."""
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
     try:

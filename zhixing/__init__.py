@@ -12,8 +12,8 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "train": "zhixing.train",
-    "resume": "zhixing.train",
+    "train": "zhixing.training",
+    "resume": "zhixing.training",
     "make": "zhixing.environments",
     "JaxEnvironment": "zhixing.environments.jax_adapter",
     "TabularEnv": "zhixing.environments.tabular",

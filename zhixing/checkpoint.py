@@ -35,7 +35,7 @@ def digest(arrays: Mapping[str, np.ndarray], metadata: str) -> str:
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
         hasher.update(f"{name}{array.dtype}{array.shape}".encode())
-        hasher.update(array.reshape(-1).view(np.uint8))
+        hasher.update(array.reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 
@@ -131,7 +131,7 @@ class Checkpoints:
                 link.write_bytes(path.read_bytes())
             os.replace(link, self.directory / BEST)
         kept = [other for other in self.all() if other.name <= path.name][-self.keep :]
-        for other in set(self.all()) - set(kept):
+        for other in {*self.all(), *self.directory.glob("*.part")} - set(kept):  # a killed process leaves half a file
             other.unlink()
         return path
 

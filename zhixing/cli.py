@@ -74,8 +74,7 @@ def train(arguments: Sequence[str]) -> None:
         return
     config = configs.from_mapping(configs.merge(mapping, read_flags(words[len(names) :], config)))
 
-    prepare()
-    from zhixing.train import train_config
+    from zhixing.training import train_config
 
     train_config(config, own.run_dir, own.quiet)
 
@@ -120,14 +119,6 @@ def at_least_one(name: str, value: int) -> None:
         raise UsageError(f"{name} is {value}; it must be 1 or more")
 
 
-def prepare() -> None:
-    """Set JAX up; before it is imported."""
-    from zhixing import runtime
-
-    runtime.single_threaded_products()
-    runtime.keep_compiled_programs()
-
-
 def resume(arguments: Sequence[str]) -> None:
     """Go on with a run that was stopped or killed."""
     flags = parser("resume", "Go on with a run exactly where its last checkpoint is.")
@@ -135,8 +126,7 @@ def resume(arguments: Sequence[str]) -> None:
     flags.add_argument("--total-steps", type=int, help="go on to this many environment steps of each seed")
     flags.add_argument("--quiet", action="store_true", help="print nothing but errors")
     own = flags.parse_args(arguments)
-    prepare()
-    from zhixing.train import resume_directory
+    from zhixing.training import resume_directory
 
     resume_directory(own.run, total_steps=own.total_steps, quiet=own.quiet)
 
@@ -150,9 +140,10 @@ def evaluate(arguments: Sequence[str]) -> None:
     flags.add_argument("--json", action="store_true", help="print one JSON object")
     own = flags.parse_args(arguments)
     at_least_one("--episodes", own.episodes)
-    prepare()
+    from zhixing import runtime
     from zhixing.run import TrainedRun
 
+    runtime.keep_compiled_programs()
     run = TrainedRun.load(own.run, which=own.checkpoint)
     summary = run.evaluate(own.episodes)
     if own.json:
@@ -177,10 +168,11 @@ def watch(arguments: Sequence[str]) -> None:
     flags.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
     own = flags.parse_args(arguments)
     at_least_one("--episodes", own.episodes)
-    prepare()
+    from zhixing import runtime
     from zhixing.run import TrainedRun
     from zhixing.watch import watch as play
 
+    runtime.keep_compiled_programs()
     run = TrainedRun.load(own.run, which=own.checkpoint)
     folder = own.run if own.run.is_dir() else own.run.parent
     output = None if own.window else own.output or folder / "episode.gif"
@@ -193,9 +185,23 @@ def watch(arguments: Sequence[str]) -> None:
         seed=run.config.seed,
         max_steps=run.environment.max_episode_steps or run.config.evaluation.max_steps,
         options=settings.options,
+        make=stacked_maker(run.environment.id, settings.frame_stack),
     )
     if output is not None:
         print(result)
+
+
+def stacked_maker(id: str, frames: int) -> Callable[..., Any] | None:
+    """Makes the environment with its last `frames` observations stacked, as the policy sees them; None for one."""
+    if frames == 1:
+        return None
+    import gymnasium
+
+    def make(**arguments: Any) -> gymnasium.Env:
+        plain = gymnasium.make(id, disable_env_checker=True, **arguments)
+        return gymnasium.wrappers.FrameStackObservation(plain, frames, padding_type="reset")
+
+    return make
 
 
 def plot(arguments: Sequence[str]) -> None:
@@ -257,5 +263,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except tuple(EXIT_CODES) as error:
         if "--debug" in arguments:
             raise
-        print(f"zhixing: {error or 'interrupted'}", file=sys.stderr)
+        print(f"zhixing: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))

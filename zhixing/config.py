@@ -159,7 +159,7 @@ def read_dataclass(cls: Any, value: Any, where: str) -> Any:
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in names:
-            raise unknown("setting", f"{prefix}{key}", [f"{prefix}{n}" for n in names])
+            raise unknown(f"{where} setting".strip(), key, names)
     given = {key: read(hints[key], v, f"{prefix}{key}") for key, v in value.items()}
     for f in fields(cls):
         if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
@@ -231,7 +231,7 @@ def to_mapping(config: Config) -> dict:
     return plain(
         {"algorithm": {"name": name_of(config.algorithm)} | settings_of(config.algorithm)}
         | {
-            f.name: asdict(v) if is_dataclass(v := getattr(config, f.name)) else v
+            f.name: asdict(v) if is_dataclass(v := getattr(config, f.name)) and not isinstance(v, type) else v
             for f in fields(config)
             if f.name != "algorithm"
         }
@@ -247,8 +247,8 @@ def load_yaml(path: Path) -> dict:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}: {error.problem}" if mark else f": {error}"  # type: ignore[attr-defined]
+        mark, text = getattr(error, "problem_mark", None), " ".join(str(error).split())
+        where = f", line {mark.line + 1}: {error.problem}" if mark else f": {text}"  # type: ignore[attr-defined]
         raise UsageError(f"{path} is not YAML{where}; correct it, or give a run's config.yaml") from None
     if not isinstance(mapping, Mapping):
         raise UsageError(f"{path} holds no settings; give a run's config.yaml")

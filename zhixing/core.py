@@ -61,6 +61,18 @@ class Spec:
     num_environments: int  # N
     total_steps: int  # environment steps of one seed in the whole run
 
+    @property
+    def num_actions(self) -> int:
+        """The size of a Discrete action space."""
+        space: Any = self.action_space
+        return int(space.n)
+
+    @property
+    def num_states(self) -> int:
+        """The size of a Discrete observation space."""
+        space: Any = self.observation_space
+        return int(space.n)
+
 
 class Clock(Shared):
     """Where the run stands; every algorithm's state has one, named `clock`."""
@@ -144,10 +156,10 @@ A = TypeVar("A", bound=type)
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def hyperparameters(cls: A) -> A:
     """Make a class a frozen dataclass that is a pytree: its `float` fields are leaves, so that a sweep can vmap them."""
-    cls = dataclass(frozen=True, kw_only=True)(cls)
-    floats = [f.name for f in fields(cls) if f.type in (float, "float")]
-    rest = [f.name for f in fields(cls) if f.name not in floats]
-    return jax.tree_util.register_dataclass(cls, data_fields=floats, meta_fields=rest)
+    made: Any = dataclass(frozen=True, kw_only=True)(cls)
+    floats = [f.name for f in fields(made) if f.type in (float, "float")]
+    rest = [f.name for f in fields(made) if f.name not in floats]
+    return jax.tree_util.register_dataclass(made, data_fields=floats, meta_fields=rest)
 
 
 @hyperparameters

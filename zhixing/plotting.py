@@ -107,7 +107,7 @@ def _curve(directory: str | os.PathLike, metric: str, x: str) -> tuple[np.ndarra
     return (steps if x == "steps" else seconds)[whole], values[:, whole]
 
 
-def _style() -> dict[str, Any]:
+def _style() -> Any:
     from matplotlib import font_manager
 
     # Only what is installed: a family that is not makes Matplotlib warn at each text.

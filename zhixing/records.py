@@ -73,7 +73,8 @@ class Records:
     the group `episode/` a seed without a finished episode keeps its last one.
 
     `resume_step`: the step of the checkpoint that the run goes on from: later rows are removed. Write a step's row
-    before its checkpoint. Raises UsageError where a new run would overwrite an old one, or an old one has other columns.
+    before its checkpoint. Raises UsageError where a new run would overwrite an old one, or an old one has other
+    columns.
     """
 
     def __init__(
@@ -212,7 +213,8 @@ class LiveView:
         self._last: dict[str, np.ndarray] = {}
         self._texts: dict[str, str] = {}  # metric -> its latest IQM and interval
         self._history: dict[str, list[float]] = {EVALUATION: [], EPISODE: []}
-        self._console = self._live = None
+        self._console: Any = None
+        self._live: Any = None
         if not quiet:
             from rich.console import Console
 
@@ -306,8 +308,8 @@ class LiveView:
 
         width = options.max_width
         steps = f"{self._step:,}/{self._total:,} steps"
-        facts = [self._percent(), steps, self._remaining(), f"{_short(self._rate)} steps/s"]
-        facts = _fit(facts, (0, 2, 3, 1), width - 12)
+        parts = [self._percent(), steps, self._remaining(), f"{_short(self._rate)} steps/s"]
+        facts = _fit(parts, (0, 2, 3, 1), width - 12)
         bar = Table.grid(padding=(0, 2, 0, 0))
         bar_width = max(4, min(40, width - len(facts) - 2))
         shown = min(self._step, self._total)

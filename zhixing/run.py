@@ -114,12 +114,18 @@ class TrainedRun:
 
         With `frame_stack`, `observation` is the stack.
         """
-        action = np.asarray(self._policy(self._of_seed(seed), observation))
+        action = np.asarray(self._policy(self._of_seed(seed), self._fitting(observation)))
         return int(action) if action.ndim == 0 else action
 
     def value(self, observation: Any, seed: int | None = None) -> float:
         """The critic's V(s) for one observation: for value learners, the largest Q(s, a)."""
-        return float(self._value(self._of_seed(seed), observation))
+        return float(self._value(self._of_seed(seed), self._fitting(observation)))
+
+    def _fitting(self, observation: Any) -> Any:
+        wanted = self.loop.spec.observation_space.shape
+        if np.shape(observation) != wanted:
+            raise UsageError(f"the observation has the shape {np.shape(observation)}, not {wanted}; give one, as it is")
+        return observation
 
     def evaluate(self, episodes: int = 100) -> dict[str, Any]:
         """The greedy returns of every seed over `episodes` each, as in `zhixing evaluate --json`."""

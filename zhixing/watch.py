@@ -10,7 +10,7 @@ from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -146,7 +146,7 @@ def drawn(environment: gymnasium.Env) -> Any:
         if pygame and pygame.display.get_init() and pygame.display.get_driver() == "offscreen":
             raise UsageError("there is no screen to open a window on; name a .gif or .mp4 to write")
         return None
-    frame = environment.render()
+    frame: Any = environment.render()
     if not isinstance(frame, str) and np.ndim(frame) != 3:
         raise UsageError("the environment draws no pictures with render_mode=rgb_array; it cannot be watched")
     return frame
@@ -155,7 +155,7 @@ def drawn(environment: gymnasium.Env) -> Any:
 class TextWorld(gymnasium.Env):
     """A teaching environment, stepped from Python and drawn as text."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 4}
+    metadata = {"render_modes": ["ansi"], "render_fps": 4}
     render_mode = "ansi"
 
     def __init__(self, id: str):

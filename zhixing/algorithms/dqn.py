@@ -54,16 +54,13 @@ class DQN(OffPolicy):
         require_positive(self, "learning_rate", "target_period", "max_gradient_norm")
 
     def init(self, key: jax.Array, spec: Spec) -> State:
-        actions = int(spec.action_space.n)
-        net = QNetwork.create(key, spec.observation_space, actions, self.hidden, self.activation)
+        net = QNetwork.create(key, spec.observation_space, spec.num_actions, self.hidden, self.activation)
         clock = Clock.start(spec)
         q = Learned.create(net, self.optimiser(clock))
         return State(q, q.frozen, clock)
 
     def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (DQN.1)
-        epsilon = schedules.linear(
-            self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress
-        )
+        epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress)
         return exploration.epsilon_greedy(key, state.q(observation), epsilon), carry, ()
 
     def update(self, state: State, batch: Transition, key: jax.Array) -> tuple[State, dict]:

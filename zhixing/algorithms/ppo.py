@@ -110,9 +110,7 @@ class PPO(OnPolicy):
         net = state.actor_critic.net
         value, next_value = net.value(rollout.observation), net.value(rollout.next_observation)
         discount = self.discount * rollout.bootstrap
-        advantage = generalized_advantages(
-            rollout.reward, discount, rollout.ended, value, next_value, self.gae_lambda
-        )
+        advantage = generalized_advantages(rollout.reward, discount, rollout.ended, value, next_value, self.gae_lambda)
         target = advantage + value  # (PPO.2)
         batch = Minibatch(rollout.observation, rollout.action, rollout.extras, advantage, value, target)
 

@@ -53,16 +53,14 @@ class QLearning(Online):
         require_positive(self, "learning_rate", "temperature")
 
     def init(self, key: jax.Array, spec: Spec) -> State:
-        shape = (int(spec.observation_space.n), int(spec.action_space.n))
+        shape = (spec.num_states, spec.num_actions)
         return State(jnp.full(shape, self.initial_value), jnp.zeros(shape, jnp.int32), Clock.start(spec))
 
     def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (Q.1)
         q = state.q[observation]
         if self.exploration == "softmax":
             return exploration.softmax(key, q, self.temperature), carry, ()
-        epsilon = schedules.linear(
-            self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress
-        )
+        epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress)
         return exploration.epsilon_greedy(key, q, epsilon), carry, ()
 
     def update(self, state: State, transition: Transition, key: jax.Array) -> tuple[State, dict]:

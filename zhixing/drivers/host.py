@@ -54,7 +54,9 @@ class HostDriver:
             rollout = self.empty_rollout(algorithm, rollout_length)
             for t in range(rollout_length):
                 decision, action = self._act(algorithm, run.learner, run.carry, run.observation, step_keys[t, :, 0])
-                action = np.asarray(action)  # waits for the policy; what is dispatched from here on runs beside the step
+                action = np.asarray(
+                    action
+                )  # waits for the policy; what is dispatched from here on runs beside the step
                 run, pending = learn_pending(run), None
                 _, timestep = self.batch.step((), action, None)
                 light = run._replace(learner=(), memory=())
@@ -83,4 +85,3 @@ def absorb(
     """`Loop.absorb`, with the transition written to place `t` of the rollout."""
     run, transition = loop.absorb(algorithm, run, decision, timestep, key)
     return run, jax.tree.map(lambda buffer, x: buffer.at[t].set(x), rollout, transition)
-

@@ -76,9 +76,7 @@ class Loop:
 
         # Shapes first: what a vmap gives back needs its axes said beforehand.
         learner_shape, memory_shape, metrics_shape = self.shapes(algorithm)
-        learner = over_seeds(
-            lambda k: algorithm.init(k, self.spec), count, init_key, out_axes=seed_axes(learner_shape)
-        )
+        learner = over_seeds(lambda k: algorithm.init(k, self.spec), count, init_key, out_axes=seed_axes(learner_shape))
         carry = over_seeds(lambda k: algorithm.carry(self.spec, k), count, carry_key)
         memory = over_seeds(
             lambda _: algorithm.memory(self.spec, self.example(algorithm)),
@@ -198,9 +196,7 @@ def empty_window(seeds: int, metrics: int) -> Window:
     return Window(jnp.zeros(seeds), jnp.zeros(seeds), jnp.zeros(seeds), sums, first_bad, Tally(jnp.int32(0)))
 
 
-def count_episodes(
-    episodes: Episodes, window: Window, reward: jax.Array, ended: jax.Array
-) -> tuple[Episodes, Window]:
+def count_episodes(episodes: Episodes, window: Window, reward: jax.Array, ended: jax.Array) -> tuple[Episodes, Window]:
     """Add a step's rewards [S, N]; episodes that ended move into the window."""
     returns, lengths = episodes.returns + reward, episodes.lengths + 1
     window = window._replace(

@@ -62,5 +62,5 @@ class Batch(ABC):
     def step(self, state: Any, action: Any, key: Any) -> tuple[Any, Timestep]:
         """`action` [S, N, ...] in the environment's own units, `key` [S] -> state, timestep."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - most kinds hold nothing
         """Release what the instances hold."""

@@ -26,9 +26,7 @@ from zhixing.errors import UsageError, unknown
 
 # Rows of a custom call. More rows: fewer calls a step; but a reset steps up to BLOCK - 1 spare instances for nothing.
 BLOCK = 4
-SIGN = np.uint32(
-    0x80000000
-)  # the sign's bit of a float32, and of the high word of a float64
+SIGN = np.uint32(0x80000000)  # the sign's bit of a float32, and of the high word of a float64
 UNROLL = 8  # calls written out in a row, without a loop around them
 
 
@@ -36,9 +34,7 @@ def _import_envpool() -> Any:
     try:
         import envpool  # 0.7 GB of packages: only on demand
     except ImportError:
-        raise UsageError(
-            "the envpool backend needs EnvPool; pip install 'zhixing[envpool]'"
-        ) from None
+        raise UsageError("the envpool backend needs EnvPool; pip install 'zhixing[envpool]'") from None
     return envpool
 
 
@@ -65,40 +61,30 @@ class EnvPoolAdapter(Environment):
     ) -> None:
         envpool = _import_envpool()
         if sys.platform != "linux":
-            raise UsageError(
-                "EnvPool steps inside compiled programs on Linux only; use the gymnasium backend"
-            )
+            raise UsageError("EnvPool steps inside compiled programs on Linux only; use the gymnasium backend")
         if id not in envpool.list_all_envs():
             raise unknown("EnvPool environment", id, envpool.list_all_envs())
         if num_threads is not None and num_threads < 1:
             raise UsageError(f"num_threads is {num_threads}; give at least 1")
         if max_episode_steps is not None:
             if max_episode_steps < 1:
-                raise UsageError(
-                    f"max_episode_steps is {max_episode_steps}; give at least 1"
-                )
+                raise UsageError(f"max_episode_steps is {max_episode_steps}; give at least 1")
             options["max_episode_steps"] = max_episode_steps
         try:
             with warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*Box (low|high)'s precision"
-                )  # nothing a user can change
+                warnings.filterwarnings("ignore", message=".*Box (low|high)'s precision")  # nothing a user can change
                 spec = envpool.make_spec(id, **options)
                 observation_space, action_space = (
                     spec.gymnasium_observation_space,
                     spec.gymnasium_action_space,
                 )
         except Exception as error:
-            raise UsageError(
-                f"EnvPool cannot make '{id}' with {options}: {error}; see EnvPool's options"
-            ) from error
+            raise UsageError(f"EnvPool cannot make '{id}' with {options}: {error}; see EnvPool's options") from error
         self.id = id
         self.options = options
         self.num_threads = num_threads
         self.max_episode_steps = spec.config.max_episode_steps
-        self.observation_space = _convert_space(
-            observation_space, f"the observations of '{id}'"
-        )
+        self.observation_space = _convert_space(observation_space, f"the observations of '{id}'")
         self.action_space = _convert_space(action_space, f"the actions of '{id}'")
 
     def batch(self, seeds: Sequence[int], num_environments: int) -> "EnvPoolBatch":
@@ -112,11 +98,7 @@ def default_threads(num_instances: int) -> int:
     They work while the compiled program waits for them, so that they take nothing from it: with LunarLander-v3, two
     threads on two cores made 1.5 times the steps of one at 8 instances, and 1.8 times at 64.
     """
-    cores = (
-        len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count() or 1
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, num_instances)
 
 
@@ -125,9 +107,7 @@ def _convert_space(space: gymnasium.Space, what: str) -> gymnasium.Space:
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n), start=int(space.start))
     if not isinstance(space, spaces.Box):
-        raise UsageError(
-            f"{what} are a {type(space).__name__} space, which the envpool backend lacks; use another"
-        )
+        raise UsageError(f"{what} are a {type(space).__name__} space, which the envpool backend lacks; use another")
     if not np.issubdtype(space.dtype, np.floating):
         return spaces.Box(
             space.low,
@@ -136,9 +116,7 @@ def _convert_space(space: gymnasium.Space, what: str) -> gymnasium.Space:
         )
     # EnvPool's "no bound" is C++'s numeric_limits: min(), the smallest positive number, and max()
     limits = np.finfo(space.dtype)
-    low = np.where(
-        (space.low == limits.tiny) | (space.low <= limits.min), -np.inf, space.low
-    )
+    low = np.where((space.low == limits.tiny) | (space.low <= limits.min), -np.inf, space.low)
     high = np.where(space.high >= limits.max, np.inf, space.high)
     return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
@@ -161,9 +139,7 @@ class EnvPoolBatch(Batch):
     constant of the program: JAX's persistent cache never mixes up two pools, and finds none of them again.
     """
 
-    def __init__(
-        self, environment: EnvPoolAdapter, seeds: Sequence[int], num_environments: int
-    ) -> None:
+    def __init__(self, environment: EnvPoolAdapter, seeds: Sequence[int], num_environments: int) -> None:
         if not seeds or num_environments < 1:
             raise UsageError(
                 f"a batch of {len(seeds)} seeds x {num_environments} environments; give at least 1 of each"
@@ -173,11 +149,7 @@ class EnvPoolBatch(Batch):
         self._size = len(seeds) * num_environments
         self._block = math.gcd(self._size, BLOCK)
         num_instances = self._size + self._block - 1
-        instance_seeds = [
-            instance_seed(seed, index)
-            for seed in seeds
-            for index in range(num_environments)
-        ]
+        instance_seeds = [instance_seed(seed, index) for seed in seeds for index in range(num_environments)]
         self._pool = envpool.make(
             environment.id,
             env_type="gymnasium",
@@ -187,7 +159,7 @@ class EnvPoolBatch(Batch):
             seed=instance_seeds + list(range(self._block - 1)),
             **environment.options,
         )
-        self._observation_shape = environment.observation_space.shape
+        self._observation_shape = environment.observation_space.shape or ()
         self._send, self._receive = _custom_calls(self._pool)
         self._receive_started = jax.jit(self._receive_all)
 
@@ -199,9 +171,7 @@ class EnvPoolBatch(Batch):
         token, rows = jax.block_until_ready(self._receive_started(jnp.zeros(8, jnp.uint8)))
         return token, self._unflatten(rows.observation, self._observation_shape)
 
-    def step(
-        self, state: jax.Array, action: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Timestep]:
+    def step(self, state: jax.Array, action: jax.Array, key: jax.Array) -> tuple[jax.Array, Timestep]:
         """One step of every instance, and the first observation of each that ended."""
         self._check_open()
         action = action.reshape(self._size, *action.shape[2:])
@@ -221,9 +191,7 @@ class EnvPoolBatch(Batch):
 
     def _check_open(self) -> None:
         if self._pool is None:
-            raise UsageError(
-                "this batch of EnvPool environments is closed; make a new one"
-            )
+            raise UsageError("this batch of EnvPool environments is closed; make a new one")
 
     def _unflatten(self, value: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         return value.reshape(*self._shape, *shape)
@@ -243,18 +211,10 @@ class EnvPoolBatch(Batch):
 
     def _receive_all(self, token: jax.Array) -> tuple[jax.Array, _Rows]:
         blocks = self._size // self._block
-        token, rows = jax.lax.scan(
-            lambda token, _: self._receive(token), token, length=blocks, unroll=UNROLL
-        )
-        rows = jax.tree.map(
-            lambda value: value.reshape(self._size, *value.shape[2:]), rows
-        )
+        token, rows = jax.lax.scan(lambda token, _: self._receive(token), token, length=blocks, unroll=UNROLL)
+        rows = jax.tree.map(lambda value: value.reshape(self._size, *value.shape[2:]), rows)
         # rows come in the order in which the threads finish
-        order = (
-            jnp.zeros(self._size, jnp.int32)
-            .at[rows.instance]
-            .set(jnp.arange(self._size), unique_indices=True)
-        )
+        order = jnp.zeros(self._size, jnp.int32).at[rows.instance].set(jnp.arange(self._size), unique_indices=True)
         return token, jax.tree.map(lambda value: value[order], rows)
 
     def _restart(
@@ -266,9 +226,7 @@ class EnvPoolBatch(Batch):
     ) -> tuple[jax.Array, jax.Array]:
         """Step the ended instances alone, which resets them; `observation` with theirs replaced."""
         waiting = jnp.nonzero(ended, size=self._size)[0]
-        behind = (
-            jnp.arange(self._size) - ended.sum()
-        )  # behind the ended ones: spares, all distinct within a block
+        behind = jnp.arange(self._size) - ended.sum()  # behind the ended ones: spares, all distinct within a block
         waiting = jnp.where(behind < 0, waiting, self._size + behind)
 
         def more(carry: tuple) -> jax.Array:
@@ -276,9 +234,7 @@ class EnvPoolBatch(Batch):
 
         def block(carry: tuple) -> tuple:
             index, token, observation = carry
-            instances = jax.lax.dynamic_slice_in_dim(
-                waiting, index * self._block, self._block
-            )
+            instances = jax.lax.dynamic_slice_in_dim(waiting, index * self._block, self._block)
             token = self._send(token, instances, action[: self._block])
             token, rows = self._receive(token)
             return (
@@ -287,9 +243,7 @@ class EnvPoolBatch(Batch):
                 observation.at[rows.instance].set(rows.observation, mode="drop"),
             )
 
-        _, token, observation = jax.lax.while_loop(
-            more, block, (jnp.int32(0), token, observation)
-        )
+        _, token, observation = jax.lax.while_loop(more, block, (jnp.int32(0), token, observation))
         return token, observation
 
 
@@ -299,12 +253,8 @@ def _custom_calls(pool: Any) -> tuple:
     for name, (address, (inputs, outputs), (cpu_capsule, _)) in pool._xla():
         target = f"zhixing.{type(pool).__module__}.{type(pool).__qualname__}.{name}"
         jax.ffi.register_ffi_target(target, cpu_capsule, platform="cpu")
-        results = [
-            jax.ShapeDtypeStruct(*_words(shape, dtype)) for dtype, shape in outputs
-        ]
-        call = jax.ffi.ffi_call(
-            target, results, has_side_effect=True, input_output_aliases={0: 0}
-        )
+        results = [jax.ShapeDtypeStruct(*_words(shape, dtype)) for dtype, shape in outputs]
+        call = jax.ffi.ffi_call(target, results, has_side_effect=True, input_output_aliases={0: 0})
         functions[name] = (
             call,
             np.int64(int.from_bytes(address, sys.byteorder)),
@@ -349,11 +299,7 @@ def _custom_calls(pool: Any) -> tuple:
 
 def _words(shape: Sequence[int], dtype: np.dtype) -> tuple[tuple[int, ...], np.dtype]:
     """The buffer of a raw value: JAX has no 64-bit types unless it is told so, hence pairs of 32-bit words."""
-    return (
-        ((*shape, 2), np.dtype(np.uint32))
-        if dtype.itemsize == 8
-        else (tuple(shape), dtype)
-    )
+    return ((*shape, 2), np.dtype(np.uint32)) if dtype.itemsize == 8 else (tuple(shape), dtype)
 
 
 def _encode(value: jax.Array, dtype: np.dtype) -> jax.Array:
@@ -362,9 +308,7 @@ def _encode(value: jax.Array, dtype: np.dtype) -> jax.Array:
         return value.astype(dtype)
     if dtype != np.float64:
         value = value.astype(jnp.int32)
-        return jax.lax.bitcast_convert_type(
-            jnp.stack([value, value >> 31], -1), jnp.uint32
-        )
+        return jax.lax.bitcast_convert_type(jnp.stack([value, value >> 31], -1), jnp.uint32)
     bits = jax.lax.bitcast_convert_type(value.astype(jnp.float32), jnp.uint32)
     exponent = (bits >> 23) & 0xFF
     fraction = bits & 0x7FFFFF
@@ -390,9 +334,7 @@ def _decode(buffer: jax.Array, dtype: np.dtype) -> jax.Array:
     fraction = ((high & 0xFFFFF) << 3) | (low >> 29)
     rest = low & 0x1FFFFFFF
     round_up = (rest > 0x10000000) | ((rest == 0x10000000) & (fraction & 1 == 1))
-    normal = (
-        ((exponent - 896) << 23) | fraction
-    ) + round_up  # a carry runs over into the exponent, as it should
+    normal = (((exponent - 896) << 23) | fraction) + round_up  # a carry runs over into the exponent, as it should
     is_nan = (exponent == 0x7FF) & ((high & 0xFFFFF) | low != 0)
     bits = jnp.select(
         [exponent <= 896, is_nan, exponent >= 896 + 0xFF],

@@ -40,23 +40,16 @@ class GymnasiumAdapter(Environment):
         if vectorization not in ("sync", "async"):
             raise unknown("vectorization", vectorization, ["sync", "async"])
         if max_episode_steps is not None and max_episode_steps < 1:
-            raise UsageError(
-                f"max_episode_steps is {max_episode_steps}; give at least 1"
-            )
+            raise UsageError(f"max_episode_steps is {max_episode_steps}; give at least 1")
         if not isinstance(id_or_factory, str) and not callable(id_or_factory):
-            raise UsageError(
-                f"{id_or_factory!r} is no environment; give an id, a gymnasium.Env subclass or a factory"
-            )
-        registered = isinstance(id_or_factory, str)
-        self.id = (
-            id_or_factory
-            if registered
-            else getattr(id_or_factory, "__name__", type(id_or_factory).__name__)
-        )
+            raise UsageError(f"{id_or_factory!r} is no environment; give an id, a gymnasium.Env subclass or a factory")
+        if isinstance(id_or_factory, str):
+            self.id, function = id_or_factory, None
+        else:
+            self.id = getattr(id_or_factory, "__name__", type(id_or_factory).__name__)
+            function = id_or_factory
         self.vectorization = vectorization
-        self.factory = _Factory(
-            self.id, None if registered else id_or_factory, max_episode_steps, options
-        )
+        self.factory = _Factory(self.id, function, max_episode_steps, options)
         environment = self._make_one()
         self.observation_space = _space_in_32_bits(environment.observation_space)
         self.action_space = environment.action_space
@@ -71,33 +64,20 @@ class GymnasiumAdapter(Environment):
         try:
             environment = self.factory()
         except gymnasium.error.DependencyNotInstalled as error:
-            commands = [
-                command.strip()
-                for command in re.findall(r"pip3? install [^`]*", str(error))
-            ]
+            commands = [command.strip() for command in re.findall(r"pip3? install [^`]*", str(error))]
             advice = " && ".join(commands) or f"install it: {error}"
-            raise UsageError(
-                f"environment '{self.id}' needs a package that is missing; {advice}"
-            ) from error
+            raise UsageError(f"environment '{self.id}' needs a package that is missing; {advice}") from error
         except (
             gymnasium.error.UnregisteredEnv,
             gymnasium.error.DeprecatedEnv,
         ) as error:
-            raise unknown(
-                "environment", self.id, gymnasium.registry, hint=str(error)
-            ) from error
+            raise unknown("environment", self.id, gymnasium.registry, hint=str(error)) from error
         except ModuleNotFoundError as error:
-            raise UsageError(
-                f"environment '{self.id}' cannot be imported: {error}; install that module"
-            ) from error
+            raise UsageError(f"environment '{self.id}' cannot be imported: {error}; install that module") from error
         except (TypeError, gymnasium.error.Error) as error:
-            raise UsageError(
-                f"environment '{self.id}' cannot be made: {error}; check its options"
-            ) from error
+            raise UsageError(f"environment '{self.id}' cannot be made: {error}; check its options") from error
         if not isinstance(environment, gymnasium.Env):
-            raise UsageError(
-                f"'{self.id}' made {type(environment).__name__}; make it return a gymnasium.Env"
-            )
+            raise UsageError(f"'{self.id}' made {type(environment).__name__}; make it return a gymnasium.Env")
         return environment
 
 
@@ -112,34 +92,23 @@ class GymnasiumBatch(Batch):
     Raises RuntimeError that names the instance where an instance does.
     """
 
-    def __init__(
-        self, environment: GymnasiumAdapter, seeds: Sequence[int], num_environments: int
-    ) -> None:
+    def __init__(self, environment: GymnasiumAdapter, seeds: Sequence[int], num_environments: int) -> None:
         if not seeds or num_environments < 1:
             size = f"{len(seeds)} seeds x {num_environments} environments"
-            raise UsageError(
-                f"a batch of {size} has no instance; give at least 1 of each"
-            )
+            raise UsageError(f"a batch of {size} has no instance; give at least 1 of each")
         self._shape = (len(seeds), num_environments)
-        self._seeds = [
-            instance_seed(seed, index)
-            for seed in seeds
-            for index in range(num_environments)
-        ]
+        self._seeds = [instance_seed(seed, index) for seed in seeds for index in range(num_environments)]
         factories = [
             _NamedFactory(environment.factory, f"environment {index} of seed {seed}")
             for seed in seeds
             for index in range(num_environments)
         ]
+        self._vector: Any
         if environment.vectorization == "sync":
-            self._vector = SyncVectorEnv(
-                factories, autoreset_mode=AutoresetMode.SAME_STEP
-            )
+            self._vector = SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
         else:
             # a plain fork can hang: it copies the locks that JAX's threads hold
-            self._vector = AsyncVectorEnv(
-                factories, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP
-            )
+            self._vector = AsyncVectorEnv(factories, context="spawn", autoreset_mode=AutoresetMode.SAME_STEP)
         self._closed = False
 
     def reset(self, key: Any) -> tuple[tuple[()], Any]:
@@ -150,13 +119,11 @@ class GymnasiumBatch(Batch):
     def step(self, state: Any, action: Any, key: Any) -> tuple[tuple[()], Timestep]:
         """One step of every instance; `state` and `key` are unused."""
         size = self._shape[0] * self._shape[1]
-        action = _map(
-            lambda value: np.asarray(value).reshape(size, *np.shape(value)[2:]), action
-        )
+        action = _map(lambda value: np.asarray(value).reshape(size, *np.shape(value)[2:]), action)
         observation, reward, terminated, truncated, info = self._vector.step(action)
         next_observation = observation
-        ended = np.flatnonzero(terminated | truncated)
-        if ended.size:
+        ended = np.flatnonzero(terminated | truncated).tolist()
+        if ended:
             next_observation = _map(np.copy, observation)
             for index in ended:
                 _put(next_observation, index, info["final_obs"][index])
@@ -173,9 +140,7 @@ class GymnasiumBatch(Batch):
         if not self._closed:
             self._closed = True
             # An instance that failed in a process of its own no longer answers to a polite request.
-            arguments = (
-                {"terminate": True} if isinstance(self._vector, AsyncVectorEnv) else {}
-            )
+            arguments = {"terminate": True} if isinstance(self._vector, AsyncVectorEnv) else {}
             self._vector.close(**arguments)
 
     def _unflatten(self, values: Any) -> Any:
@@ -210,14 +175,12 @@ def _put(values: Any, index: int, value: Any) -> None:
 def _space_in_32_bits(space: gymnasium.Space) -> gymnasium.Space:
     """`space` with the type in which its values are handed on."""
     if isinstance(space, spaces.Dict):
-        return spaces.Dict(
-            {name: _space_in_32_bits(part) for name, part in space.items()}
-        )
+        return spaces.Dict({name: _space_in_32_bits(part) for name, part in space.items()})
     if isinstance(space, spaces.Tuple):
         return spaces.Tuple(_space_in_32_bits(part) for part in space)
-    if isinstance(space, spaces.Box) and space.dtype.itemsize == 8:
+    if isinstance(space, spaces.Box) and space.low.itemsize == 8:
         low, high = _to_32_bits(space.low), _to_32_bits(space.high)
-        return spaces.Box(low, high, dtype=low.dtype)
+        return spaces.Box(low, high, dtype=low.dtype.type)
     return space
 
 
@@ -252,14 +215,8 @@ class _Factory:
 
     def __call__(self) -> gymnasium.Env:
         if self.function is None:
-            limit = (
-                {}
-                if self.max_episode_steps is None
-                else {"max_episode_steps": self.max_episode_steps}
-            )
-            return gymnasium.make(
-                self.id, disable_env_checker=True, **limit, **self.options
-            )
+            limit = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
+            return gymnasium.make(self.id, disable_env_checker=True, **limit, **self.options)
         environment = self.function(**self.options)
         if self.max_episode_steps is None or not isinstance(environment, gymnasium.Env):
             return environment
@@ -286,14 +243,10 @@ class _Named(gymnasium.Wrapper):
         try:
             return self.env.reset(**arguments)
         except Exception as error:
-            raise RuntimeError(
-                f"{self.name}: reset raised {type(error).__name__}: {error}"
-            ) from error
+            raise RuntimeError(f"{self.name}: reset raised {type(error).__name__}: {error}") from error
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
         try:
             return self.env.step(action)
         except Exception as error:
-            raise RuntimeError(
-                f"{self.name}: step raised {type(error).__name__}: {error}"
-            ) from error
+            raise RuntimeError(f"{self.name}: step raised {type(error).__name__}: {error}") from error

@@ -72,11 +72,12 @@ class TabularEnv(JaxEnvironment):
             environment = gymnasium.make(id, **kwargs)
         except (gymnasium.error.Error, TypeError, KeyError) as error:
             raise UsageError(f"Gymnasium cannot make '{id}': {error}; check the id and its arguments") from error
-        inner = environment.unwrapped
+        inner: Any = environment.unwrapped
+        spec: Any = environment.spec
         # Taxi's fickle passenger changes his mind outside the table.
         if not hasattr(inner, "P") or getattr(inner, "fickle_passenger", False):
             raise UsageError(f"'{id}' is not described by a table of its transitions; use backend=gymnasium")
-        return cls(inner.P, inner.initial_state_distrib, environment.spec.max_episode_steps, _grid(inner))
+        return cls(inner.P, inner.initial_state_distrib, spec.max_episode_steps, _grid(inner))
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
         state = jnp.asarray(self.start_states)[_draw(key, jnp.asarray(self._start_thresholds))]

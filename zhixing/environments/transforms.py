@@ -82,7 +82,7 @@ class Statistics(NamedTuple):
 
     mean: jax.Array
     variance: jax.Array
-    count: jax.Array  # [] float32
+    count: jax.Array  # type: ignore[assignment]  # [] float32; hides the method of tuples
 
     @classmethod
     def start(cls, shape: tuple[int, ...]) -> "Statistics":
@@ -171,12 +171,12 @@ class FrameStack(Transform):
     frames: int
 
     def spaces(self, inner: Spaces) -> Spaces:
-        box = inner.observation
+        box: Any = inner.observation
         low, high = (np.repeat(bound[None], self.frames, 0) for bound in (box.low, box.high))
         return inner._replace(observation=spaces.Box(low, high, dtype=box.dtype))
 
     def init(self, inner: Spaces, num_environments: int) -> jax.Array:
-        box = inner.observation
+        box: Any = inner.observation
         return jnp.zeros((num_environments, self.frames, *box.shape), box.dtype)
 
     def reset(self, state: jax.Array, observation: Any, training: bool) -> tuple[Any, Any]:

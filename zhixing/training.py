@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from zhixing import checkpoint, statistics
+from zhixing import checkpoint, runtime, statistics
 from zhixing import config as configs
 from zhixing.assembly import build_environment, build_evaluator, build_loop
 from zhixing.checkpoint import Checkpoints
@@ -115,17 +115,15 @@ class Trainer:
         """What a checkpoint holds: everything, or everything but the episodes under way."""
         if self.environment.saves_state:
             return run
-        return run._replace(environment=(), observation=(), carry=(), episodes=())
+        nothing: Any = ()
+        return run._replace(environment=nothing, observation=nothing, carry=nothing, episodes=nothing)
 
     # ------------------------------------------------------------------------------------------ the run
 
     def fit(self, records: Records, view: LiveView, stopped: Callable[[], bool]) -> dict[str, Any]:
         """Train to the end and return the summary. Raises Interrupted or Diverged with the state saved."""
         total = self.config.total_steps
-        started = time.perf_counter()
-        self.run = self.driver.advance(self.algorithm, self.run, 0, self.length)  # compiles
-        jax.block_until_ready(self.run.key)
-        self.compile_seconds += time.perf_counter() - started
+        self.compile(self.length)
         if not self.begun:
             self.save(self.row(records, view, evaluate=True))
         elif self.step == total:
@@ -145,13 +143,22 @@ class Trainer:
                 saved_at = time.perf_counter()
         return self.summary(view)
 
+    def compile(self, rollout_length: int) -> None:
+        """Make the program for rollouts of this length, by running it for no iteration."""
+        started = time.perf_counter()
+        self.run = self.driver.advance(self.algorithm, self.run, 0, rollout_length)
+        jax.block_until_ready(self.run.key)
+        self.compile_seconds += time.perf_counter() - started
+
     def advance(self, target: int, piece: int, view: LiveView) -> int:
         """One piece of at most `piece` iterations towards `target`; returns the size that takes PIECE_SECONDS."""
-        started = time.perf_counter()
         iterations, rest = divmod(target - self.step, self.iteration_steps)
         iterations = min(iterations, piece)
         # The last rollout of a run is shorter where the total is no multiple of it: the steps made are exact.
         length = self.length if iterations else rest // self.config.num_environments
+        if not iterations:
+            self.compile(length)
+        started = time.perf_counter()
         self.run = self.driver.advance(self.algorithm, self.run, max(iterations, 1), length)
         first_bad = np.asarray(self.run.window.first_bad)
         self.step += max(iterations, 1) * length * self.config.num_environments
@@ -300,6 +307,8 @@ def described(trainer: Trainer) -> dict[str, str]:
 
 def carry_out(config: Config, environment: Environment, directory: Path, resume: bool, quiet: bool) -> dict[str, Any]:
     """Train, with records and the live view; returns the summary."""
+    runtime.choose_threads(config.seeds)
+    runtime.keep_compiled_programs()
     trainer = Trainer(config, environment, directory, resume)
     try:
         checkpoint.write_atomically(directory / "config.yaml", configs.dump_yaml(config).encode())

@@ -1,0 +1,160 @@
+"""The results table: every judged task, with its preset, five seeds in one program, and the score it must reach.
+
+    python benchmarks/results.py                     # all rows, into benchmarks/results.md, .json and curves
+    python benchmarks/results.py --only dqn          # rows whose command contains "dqn"; the others stay as they are
+
+The return is that of greedy episodes after training, true and undiscounted; IQM over seeds with its 95 % bootstrap
+interval over seeds.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Row:
+    command: str  # what follows `zhixing train`
+    threshold: float
+    reference: str  # the published or exact score next to it
+    exact: bool = False  # the table's value is computed from the environment's table, not sampled
+
+
+def rows() -> list[Row]:
+    return [
+        Row("ppo CartPole-v1 --seeds 5", 475, "500 (optimum)"),
+        Row("ppo CartPole-v1 --seeds 5 --environment.backend gymnasium", 475, "500 (optimum)"),
+        Row("ppo Pendulum-v1 --seeds 5", -200, "-172 (rl-baselines3-zoo), -137.5 (optimum)"),
+        Row("ppo LunarLander-v3 --seeds 5", 220, "242 (rl-baselines3-zoo)"),
+        Row("dqn CartPole-v1 --seeds 5", 475, "500 (optimum)"),
+        Row("dqn MountainCar-v0 --seeds 5", -115, "-100.8 (rl-baselines3-zoo), -97.1 (optimum)"),
+        Row("q_learning CliffWalking-v1 --seeds 5", -13, "-13 (optimum)", exact=True),
+        Row("q_learning Taxi-v4 --seeds 5", 7.8, "7.93 (optimum)", exact=True),
+        Row("q_learning FrozenLake-v1 --seeds 5 --evaluation.final-episodes 2000", 0.70, "0.744 (optimum)"),
+    ]
+
+
+def exact_return(q: np.ndarray, environment_id: str, limit: int) -> float:
+    """The mean return of the greedy policy over all start states, by following the table: deterministic ones only."""
+    from zhixing.environments.tabular import TabularEnv
+
+    table = TabularEnv.from_gymnasium(environment_id)
+    outcome = np.asarray(table.probabilities).argmax(-1)
+    total = []
+    for start in np.asarray(table.start_states):
+        state, collected = int(start), 0.0
+        for _ in range(limit):
+            action = int(q[state].argmax())
+            chosen = state, action, outcome[state, action]
+            collected += float(table.rewards[chosen])
+            if table.terminated[chosen]:
+                break
+            state = int(table.successors[chosen])
+        total.append(collected)
+    return float(np.mean(total))
+
+
+def measure(row: Row, folder: Path) -> dict:
+    """Train, and return what the table shows."""
+    from zhixing import statistics
+    from zhixing.run import TrainedRun
+
+    shutil.rmtree(folder, ignore_errors=True)
+    command = ["zhixing", "train", *row.command.split(), "--run-dir", str(folder), "--quiet"]
+    subprocess.run(command, check=True)
+    run = TrainedRun.load(folder)
+    summary = run.summary
+    evaluation = summary["evaluation"]
+    if row.exact:
+        tables = np.asarray(run._learner.q)
+        limit = run.environment.max_episode_steps or 1_000
+        scores = [exact_return(q, run.environment.id, limit) for q in tables]
+        low, high = statistics.bootstrap_interval(scores)
+        evaluation = {"iqm": float(statistics.iqm(scores)), "interval": [float(low), float(high)], "per_seed": scores}
+    return {
+        "command": f"zhixing train {row.command}",
+        "steps": summary["environment_steps"],
+        "iqm": evaluation["iqm"],
+        "interval": evaluation["interval"],
+        "per_seed": evaluation["per_seed"],
+        "threshold": row.threshold,
+        "reference": row.reference,
+        "backend": summary["backend"],
+        "seconds": summary["seconds"],
+        "compile_seconds": summary["compile_seconds"],
+    }
+
+
+def markdown(results: list[dict]) -> str:
+    lines = [
+        "# Results",
+        "",
+        "Greedy episodes after training, true returns: IQM over seeds [95 % bootstrap interval over seeds]. All seeds of a "
+        "row are trained side by side in one program; seconds are those of training all of them, without compilation. "
+        f"Made by `python benchmarks/results.py` on {machine()}. Taxi is the exact mean over all 300 start "
+        "states, CliffWalking the exact return, FrozenLake over 2000 episodes of each seed; the others over 100 episodes "
+        "of each seed.",
+        "",
+        "| command | steps of each seed | IQM | each seed | needed | reference | backend | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        low, high = r["interval"]
+        digits = 3 if abs(r["iqm"]) < 1 else 1 if abs(r["iqm"]) > 20 else 2
+        seeds = ", ".join(f"{x:.{digits}f}" for x in r["per_seed"])
+        lines.append(
+            f"| `{r['command']}` | {r['steps']:,} | **{r['iqm']:.{digits}f}** [{low:.{digits}f}, {high:.{digits}f}] "
+            f"| {seeds} | {r['threshold']} | {r['reference']} | {r['backend']} | {r['seconds']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def machine() -> str:
+    model = "an unknown processor"
+    if Path("/proc/cpuinfo").exists():
+        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
+        model = names[0] if names else model
+    from importlib.metadata import version
+
+    return f"{os.cpu_count()} cores of {model}, Python {platform.python_version()}, jax {version('jax')}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="rows whose command contains this")
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="where the run folders go")
+    arguments = parser.parse_args()
+    from zhixing.plotting import plot_runs
+
+    store = HERE / "results.json"
+    known = {r["command"]: r for r in json.loads(store.read_text())} if store.exists() else {}
+    (HERE / "curves").mkdir(exist_ok=True)
+    failed = []
+    for row in rows():
+        command = f"zhixing train {row.command}"
+        if arguments.only in row.command:
+            name = row.command.split(" --")[0].replace(" ", "-") + ("-host" if "gymnasium" in row.command else "")
+            known[command] = measure(row, arguments.runs / name)
+            plot_runs([arguments.runs / name], HERE / "curves" / f"{name}.svg", title=row.command.split(" --")[0])
+            print(command, known[command]["iqm"], known[command]["per_seed"], flush=True)
+            if known[command]["iqm"] < row.threshold:
+                failed.append(command)
+        ordered = [known[c] for r in rows() if (c := f"zhixing train {r.command}") in known]
+        store.write_text(json.dumps(ordered, indent=1) + "\n")
+        (HERE / "results.md").write_text(markdown(ordered))
+    if failed:
+        sys.exit("below the threshold: " + "; ".join(failed))
+
+
+if __name__ == "__main__":
+    main()
