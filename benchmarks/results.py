@@ -99,11 +99,12 @@ def markdown(results: list[dict]) -> str:
     lines = [
         "# Results",
         "",
-        "Greedy episodes after training, true returns: IQM over seeds [95 % bootstrap interval over seeds]. All seeds of a "
-        "row are trained side by side in one program; seconds are those of training all of them, without compilation. "
+        "Greedy episodes after training, true returns: IQM over seeds [95 % bootstrap interval over seeds]. All seeds "
+        "of a row are trained side by side in one program; seconds are those of training all of them, without "
+        "compilation. "
         f"Made by `python benchmarks/results.py` on {machine()}. Taxi is the exact mean over all 300 start "
-        "states, CliffWalking the exact return, FrozenLake over 2000 episodes of each seed; the others over 100 episodes "
-        "of each seed.",
+        "states, CliffWalking the exact return, FrozenLake over 2000 episodes of each seed; the others over 100 "
+        "episodes of each seed.",
         "",
         "| command | steps of each seed | IQM | each seed | needed | reference | backend | seconds |",
         "|---|---|---|---|---|---|---|---|",
@@ -122,7 +123,8 @@ def markdown(results: list[dict]) -> str:
 def machine() -> str:
     model = "an unknown processor"
     if Path("/proc/cpuinfo").exists():
-        names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")]
+        text = Path("/proc/cpuinfo").read_text()
+        names = [line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")]
         model = names[0] if names else model
     from importlib.metadata import version
 

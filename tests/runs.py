@@ -22,10 +22,11 @@ import yaml
 from jax._src import compilation_cache
 from probes import make_algorithm, realistic_environment
 
-from zhixing import checkpoint, cli, config, records
+from zhixing import checkpoint, cli, config, records, runtime
 
 PROGRAM = [sys.executable, "-c", "from zhixing.cli import main; main()"]
 TIMEOUT = 240  # seconds; nothing here takes a tenth of it on an idle machine
+
 
 class Result(NamedTuple):
     code: int
@@ -95,7 +96,9 @@ def wait_until(condition: Callable[[], bool], running: subprocess.Popen) -> None
 
 def steps_saved(folder: Path) -> int:
     """The step of the newest checkpoint; -1 if there is none."""
-    return max((int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoints/step-*.safetensors")), default=-1)
+    return max(
+        (int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoints/step-*.safetensors")), default=-1
+    )
 
 
 def signalled(folder: Path, number: signal.Signals, *words: Any, at_step: int = 1) -> Result:
@@ -154,6 +157,8 @@ def assert_same_run(folder: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def kept_programs() -> Iterator[None]:
     """What is compiled in the module that uses it, and in processes that it starts, is compiled once, as for a user."""
+    with mock.patch.dict(os.environ, environment_variables()):
+        runtime.keep_compiled_programs()
     jax.config.update("jax_enable_compilation_cache", True)
     compilation_cache.reset_cache()
     try:

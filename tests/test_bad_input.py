@@ -72,7 +72,10 @@ CART_POLE = ("train", "ppo", "CartPole-v1")
             "DQN needs discrete actions, this environment has Box(-1.0, 1.0, (1,), float32); use PPO",
         ),
         ("train ppo MyEnvironment --environment.backend jax", "unknown JAX environment 'MyEnvironment'; one of: "),
-        ("train ppo CartPole-v1 --environment.options.a 1", "CartPole-v1 takes no options in its JAX form, not ['a']; "),
+        (
+            "train ppo CartPole-v1 --environment.options.a 1",
+            "CartPole-v1 takes no options in its JAX form, not ['a']; ",
+        ),
         ("train missing.yaml", "there is no file missing.yaml; give a run's config.yaml"),
         ("train .", ". is no run, it holds no config.yaml; give a folder that `zhixing train` made"),
         ("resume", "the following arguments are required: run; see zhixing resume --help"),

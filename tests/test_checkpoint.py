@@ -72,7 +72,9 @@ def test_every_flipped_bit_is_noticed(path):
         assert str(path) in refusal(checkpoint.read, path)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello, world\n", b"\x00" * 1000, pickle.dumps({"a": np.ones(3)}), b"PK\x03\x04"])
+@pytest.mark.parametrize(
+    "data", [b"", b"hello, world\n", b"\x00" * 1000, pickle.dumps({"a": np.ones(3)}), b"PK\x03\x04"]
+)
 def test_foreign_file_is_refused(tmp_path, data):
     file = tmp_path / "foreign"
     file.write_bytes(data)
@@ -172,5 +174,15 @@ def test_nothing_that_is_loaded_can_run_code():
     assert len(sources) > 30
     for source in sources:
         text = source.read_text(encoding="utf-8")
-        for word in ("pickle", "marshal", "shelve", "joblib", "yaml.load(", "unsafe_load", "allow_pickle", " eval(", " exec("):
+        for word in (
+            "pickle",
+            "marshal",
+            "shelve",
+            "joblib",
+            "yaml.load(",
+            "unsafe_load",
+            "allow_pickle",
+            " eval(",
+            " exec(",
+        ):
             assert word not in text, (source, word)

@@ -72,7 +72,9 @@ def test_wrong_values_in_yaml(text, message):
     assert refusal(config.from_mapping, config.merge(PPO, yaml.safe_load(text))) == message
 
 
-@pytest.mark.parametrize("mapping", [{}, {"algorithm": "ppo"}, {"algorithm": {"learning_rate": 1}}, {"algorithm": None}])
+@pytest.mark.parametrize(
+    "mapping", [{}, {"algorithm": "ppo"}, {"algorithm": {"learning_rate": 1}}, {"algorithm": None}]
+)
 def test_algorithm_must_be_named(mapping):
     message = "algorithm.name is missing; say which algorithm, for example algorithm: {name: ppo}"
     assert refusal(config.from_mapping, mapping) == message
@@ -103,6 +105,16 @@ def fits(algorithm, spec) -> bool:
     except UsageError:
         return False
     return True
+
+
+def test_settings_of_an_object_are_read_as_those_in_yaml():
+    own = algorithm_class("ppo")(hidden=[8], learning_rate=np.float32(0.5), epochs=2.0)
+    read = config.from_mapping(PPO, own)
+    assert (read.algorithm.hidden, read.algorithm.learning_rate, read.algorithm.epochs) == ((8,), 0.5, 2)
+    assert type(read.algorithm) is type(own) and type(read.algorithm.learning_rate) is float
+    assert refusal(config.from_mapping, PPO, algorithm_class("ppo")(epochs="many")) == (
+        "algorithm.epochs is 'many'; it must be a whole number"
+    )
 
 
 def test_merge_is_deep_and_later_wins():
@@ -194,7 +206,10 @@ def flags(line: str, name: str = "ppo") -> dict:
         ("--algorithm.initial-log-std -0.5", {"algorithm": {"initial_log_std": -0.5}}),
         ("--algorithm.hidden 64 32 --seeds 2", {"algorithm": {"hidden": (64, 32)}, "seeds": 2}),
         ("--algorithm.hidden", {"algorithm": {"hidden": ()}}),
-        ("--algorithm.stop-kl None --evaluation.every 10", {"algorithm": {"stop_kl": None}, "evaluation": {"every": 10}}),
+        (
+            "--algorithm.stop-kl None --evaluation.every 10",
+            {"algorithm": {"stop_kl": None}, "evaluation": {"every": 10}},
+        ),
         ("--record.tensorboard False", {"record": {"tensorboard": False}}),
         ("--record.no-tensorboard", {"record": {"tensorboard": False}}),
         ("--algorithm.clip-value --seed 1", {"algorithm": {"clip_value": True}, "seed": 1}),
@@ -226,7 +241,10 @@ def test_flags_are_read_as_yaml_is(line, settings):
         ("--algorithm.activation gelu", "--algorithm.activation is 'gelu'; it must be one of: tanh, relu"),
         ("--learning-rate 1", "unknown setting '--learning-rate'; did you mean '--algorithm.learning-rate'?"),
         ("--no-seeds", "unknown setting '--no-seeds'; did you mean '--seeds'?"),
-        ("--environment.options a", "unknown setting '--environment.options'; did you mean '--environment.options.NAME'?"),
+        (
+            "--environment.options a",
+            "unknown setting '--environment.options'; did you mean '--environment.options.NAME'?",
+        ),
         ("--environment.options.a", "--environment.options.a has no value; give one after it"),
     ],
 )

@@ -135,7 +135,9 @@ def test_seed_that_was_not_trained_is_refused(run):
 
 def test_observation_of_another_shape_is_refused(run):
     for ask in (run.policy, run.value):
-        with pytest.raises(zx.UsageError, match=r"^the observation has the shape \(1, 4\), not \(4,\); give one, as it is$"):
+        with pytest.raises(
+            zx.UsageError, match=r"^the observation has the shape \(1, 4\), not \(4,\); give one, as it is$"
+        ):
             ask(OBSERVATION[None])
 
 
@@ -190,6 +192,22 @@ class Corridor(gymnasium.Env):
         return np.array([float(self.place)]), -1.0, self.place == 4, False, {}
 
 
+class Ladder(gymnasium.Env):
+    """For tables, with an option: it never ends by itself."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, height: int = 3):
+        self.observation_space = spaces.Discrete(height)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
+        super().reset(seed=seed)
+        return 0, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
+        return int(action), -1.0, False, False, {}
+
+
 class Aim(gymnasium.Env):
     """Continuous: one step, the nearer to 3 the better."""
 
@@ -225,7 +243,7 @@ class Counter(zx.JaxEnvironment):
 SMALL = {"hidden": (8,), "rollout_length": 8, "minibatches": 2, "epochs": 1}
 
 
-def train_small(algorithm: Any, environment: Any, folder: Any, **more: Any) -> zx.TrainedRun:
+def train_small(algorithm: Any, environment: Any, folder: Any, /, **more: Any) -> zx.TrainedRun:
     sizes = {"total_steps": 64, "num_environments": 4, "seeds": 2}
     return zx.train(algorithm, environment, run_dir=folder, quiet=True, **(sizes | FEW | more))
 
@@ -285,17 +303,30 @@ def test_own_algorithm(tmp_path):
         zx.resume(tmp_path / "run", algorithm=Bold(**SMALL, boldness=3.0), total_steps=128, quiet=True)
 
 
-def test_settings_of_an_object_are_read_as_those_in_yaml(tmp_path):
-    run = train_small(zx.PPO(**SMALL | {"hidden": [8], "learning_rate": np.float32(0.5)}), "CartPole-v1", tmp_path / "r")
-    assert run.algorithm.hidden == (8,) and run.algorithm.learning_rate == 0.5
+def test_settings_of_an_object_are_checked():
+    with pytest.raises(zx.UsageError, match=r"comes besides an object; give the settings to the object$"):
+        zx.train(zx.PPO(), "CartPole-v1", algorithm={"epochs": 1})
     with pytest.raises(zx.UsageError, match=r"^algorithm\.epochs is 'many'; it must be a whole number$"):
         zx.train(zx.PPO(epochs="many"), "CartPole-v1")
 
 
-def test_name_with_its_preset(tmp_path):
-    run = train_small("q_learning", "zhixing/Maze-v0", tmp_path / "run")
+def test_name_with_its_preset_and_settings_as_in_yaml(tmp_path):
+    settings = {"algorithm": {"learning_rate": "2e-1"}, "environment": {"max_episode_steps": 5}}
+    run = train_small("Q-learning", "zhixing/Maze-v0", tmp_path / "run", **settings)
     assert run.algorithm.discount == 0.9  # as the preset for the maze says
     assert run.config.total_steps == 64
+    assert run.algorithm.learning_rate == 0.2
+    assert np.nanmax(table(tmp_path / "run")["evaluation/length"]) <= 5
+
+
+def test_settings_reach_an_own_environment(tmp_path):
+    run = train_small(
+        zx.QLearning(), Ladder, tmp_path / "run", environment={"max_episode_steps": 7, "options": {"height": 5}}
+    )
+    assert run.environment.observation_space.n == 5
+    np.testing.assert_array_equal(table(tmp_path / "run")["evaluation/length"][:2], 7)
+    again = zx.load(tmp_path / "run", environment=Ladder)
+    assert again.environment.observation_space.n == 5 and again.evaluate(2)["mean"] == -7.0
 
 
 @pytest.mark.parametrize(

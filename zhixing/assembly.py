@@ -1,6 +1,7 @@
 """From a `Config` to the parts of a run: environment, transforms, loop, driver."""
 
 from dataclasses import replace
+from typing import Any
 
 from zhixing import environments
 from zhixing.config import Config
@@ -16,16 +17,20 @@ from zhixing.evaluate import Evaluator
 COMPILED_INSTANCES, HOST_INSTANCES = 128, 10  # the most of each seed, in an evaluation
 
 
-def build_environment(config: Config) -> Environment:
+def build_environment(config: Config, own: Any = None) -> Environment:
+    """The environment that `config` names, or a user's own class, function or object with the options of `config`."""
     settings = config.environment
-    if settings.backend == "own":
+    if isinstance(own, Environment):
+        return own
+    if own is None and settings.backend == "own":
         raise UsageError(f"the run's environment is your own; give it again, from Python: environment={settings.id}")
+    thing, backend = (settings.id, settings.backend) if own is None or isinstance(own, str) else (own, "auto")
+    if isinstance(thing, str) and backend == "auto":
+        backend = environments.best_backend(thing)
     options = dict(settings.options)
-    if settings.backend == "gymnasium" or (
-        settings.backend == "auto" and environments.best_backend(settings.id) == "gymnasium"
-    ):
+    if backend == "gymnasium" or callable(thing):
         options["vectorization"] = settings.vectorization
-    return environments.make(settings.id, settings.backend, settings.max_episode_steps, **options)
+    return environments.make(thing, backend, settings.max_episode_steps, **options)
 
 
 def build_loop(config: Config, environment: Environment) -> Loop:

@@ -155,7 +155,7 @@ A = TypeVar("A", bound=type)
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def hyperparameters(cls: A) -> A:
-    """Make a class a frozen dataclass that is a pytree: its `float` fields are leaves, so that a sweep can vmap them."""
+    """Make a frozen dataclass that is a pytree: its `float` fields are leaves, so that a sweep can vmap them."""
     made: Any = dataclass(frozen=True, kw_only=True)(cls)
     floats = [f.name for f in fields(made) if f.type in (float, "float")]
     rest = [f.name for f in fields(made) if f.name not in floats]

@@ -17,7 +17,6 @@ from zhixing.checkpoint import Checkpoints
 from zhixing.config import Config
 from zhixing.core import Algorithm
 from zhixing.drivers.loop import Run
-from zhixing.environments import make
 from zhixing.environments.base import Environment
 from zhixing.errors import UsageError
 from zhixing.shared import map_seeds
@@ -60,8 +59,7 @@ class TrainedRun:
         if not isinstance(metadata.get("config"), dict):
             raise UsageError(f"{file} names no settings; load a run's folder or a file that `run.save` wrote")
         config = configs.from_mapping(metadata["config"], algorithm)
-        made = build_environment(config) if environment is None else make(environment)
-        return cls(path, file, config, made)
+        return cls(path, file, config, build_environment(config, environment))
 
     def _template(self) -> Run:
         """The shapes of what is read from a checkpoint: [S, ...]."""

@@ -29,7 +29,6 @@ from zhixing.core import Algorithm, OffPolicy, Online
 from zhixing.drivers.compiled import CompiledDriver
 from zhixing.drivers.host import HostDriver
 from zhixing.drivers.loop import Run, empty_window
-from zhixing.environments import make
 from zhixing.environments.base import Environment
 from zhixing.errors import Diverged, Interrupted, UsageError
 from zhixing.records import LiveView, Records
@@ -378,6 +377,7 @@ def with_environment(config: Config, environment: Environment, own: bool = False
 def train(
     algorithm: str | Algorithm,
     environment: Any,
+    /,
     *,
     total_steps: int | None = None,
     num_environments: int | None = None,
@@ -395,20 +395,20 @@ def train(
         total_steps: environment steps of each seed; num_environments: of each seed, stepped together.
         seed: the first of `seeds` seeds, all trained at once.
         run_dir: the run's folder; by default a new one under `runs/`.
-        settings: further parts of the configuration, as in YAML, e.g. `evaluation={"episodes": 50}`.
+        settings: further parts of the configuration, as in YAML: `evaluation={"episodes": 50}`,
+            `environment={"normalize_observation": True}`; with a name, `algorithm={"learning_rate": 1e-3}`.
 
     Raises UsageError for what does not fit, Interrupted when stopped, Diverged when a loss is no longer finite.
     """
-    name = algorithm if isinstance(algorithm, str) else configs.name_of(algorithm)
-    made = None if isinstance(environment, str) else make(environment)
-    given = {
-        "total_steps": total_steps, "num_environments": num_environments, "seed": seed, "seeds": seeds
-    }  # fmt: skip
-    given = {key: value for key, value in given.items() if value is not None}
-    base = configs.preset(name, environment if made is None else made.id)
     own = None if isinstance(algorithm, str) else algorithm
-    config = configs.from_mapping(configs.merge(base, settings, given), own)
-    made = made or build_environment(config)
+    if own is not None and "algorithm" in settings:
+        raise UsageError(f"algorithm={settings['algorithm']} comes besides an object; give the settings to the object")
+    name = algorithm.lower().replace("-", "_") if isinstance(algorithm, str) else configs.name_of(algorithm)
+    sizes = {"total_steps": total_steps, "num_environments": num_environments, "seed": seed, "seeds": seeds}
+    given = {key: value for key, value in sizes.items() if value is not None}
+    preset = configs.preset(name, environment_name(environment))
+    config = configs.from_mapping(configs.merge(preset, settings, given), own)
+    made = build_environment(config, environment)
     config = with_environment(config, made, own=not isinstance(environment, str | Environment))
     build_loop(config, made)
     directory = new_directory(run_dir, config)
@@ -416,9 +416,16 @@ def train(
     return TrainedRun.load(directory, environment=made, algorithm=own)
 
 
+def environment_name(thing: Any) -> str:
+    """What an environment is called in the records: its id, or the name of a user's class or function."""
+    if isinstance(thing, str | Environment):
+        return thing if isinstance(thing, str) else thing.id
+    return getattr(thing, "__name__", type(thing).__name__)
+
+
 def resume_directory(
     directory: Path,
-    environment: Environment | None = None,
+    environment: Any = None,
     algorithm: Algorithm | None = None,
     total_steps: int | None = None,
     quiet: bool = False,
@@ -427,7 +434,7 @@ def resume_directory(
     config = configs.from_mapping(configs.load_run(directory), algorithm)
     if total_steps is not None:
         config = replace(config, total_steps=total_steps)
-    return carry_out(config, environment or build_environment(config), directory, resume=True, quiet=quiet)
+    return carry_out(config, build_environment(config, environment), directory, resume=True, quiet=quiet)
 
 
 def resume(
@@ -438,6 +445,5 @@ def resume(
     quiet: bool = False,
 ) -> TrainedRun:
     """Go on with the run in `directory`, to `total_steps` if given; own environments and algorithms are named again."""
-    made = None if environment is None else make(environment)
-    resume_directory(Path(directory), made, algorithm, total_steps, quiet)
-    return TrainedRun.load(directory, environment=made, algorithm=algorithm)
+    resume_directory(Path(directory), environment, algorithm, total_steps, quiet)
+    return TrainedRun.load(directory, environment=environment, algorithm=algorithm)

@@ -22,7 +22,7 @@ import optax
 from zhixing import schedules
 from zhixing.core import Clock, Learned, OnPolicy, Spec, Transition, hyperparameters, require_positive
 from zhixing.errors import UsageError
-from zhixing.networks import ActorCritic, Activation
+from zhixing.networks import Activation, ActorCritic
 from zhixing.returns import generalized_advantages
 
 

@@ -54,9 +54,8 @@ class HostDriver:
             rollout = self.empty_rollout(algorithm, rollout_length)
             for t in range(rollout_length):
                 decision, action = self._act(algorithm, run.learner, run.carry, run.observation, step_keys[t, :, 0])
-                action = np.asarray(
-                    action
-                )  # waits for the policy; what is dispatched from here on runs beside the step
+                action = np.asarray(action)
+                # The policy has answered: what is dispatched from here on is computed beside the environments' step.
                 run, pending = learn_pending(run), None
                 _, timestep = self.batch.step((), action, None)
                 light = run._replace(learner=(), memory=())

@@ -61,7 +61,7 @@ class Loop:
     spec: Spec
 
     def keys(self) -> tuple[jax.Array, ...]:
-        """Four keys [S, 2], each a function of its seed alone: for the networks, the carry, the environments, the run."""
+        """Keys [S, 2] for the networks, the carry, the environments and the run, each of its seed alone."""
         keys = jax.vmap(lambda seed: jax.random.split(jax.random.PRNGKey(seed), 4))(jnp.asarray(self.seeds))
         return tuple(keys[:, i] for i in range(4))
 
