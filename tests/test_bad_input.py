@@ -1,13 +1,14 @@
 """A user's slip gives one line that says what is wrong and what to do, exit code 2, and leaves nothing behind."""
 
+import contextlib
 import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from runs import command, refused, settings
 
+from runs import command, refused, settings
 from zhixing import training
 from zhixing.config import from_mapping
 from zhixing.errors import Interrupted
@@ -20,7 +21,7 @@ def folder(tmp_path_factory) -> Path:
     """A run with one checkpoint, stopped at once."""
     path = tmp_path_factory.mktemp("run") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Interrupted):
-        monkeypatch.setattr(training, "stop_signals", lambda: training.contextlib.nullcontext(lambda: True))
+        monkeypatch.setattr(training, "stop_signals", lambda: contextlib.nullcontext(lambda: True))
         training.train_config(from_mapping(settings("q_learning")), path, quiet=True)
     return path
 

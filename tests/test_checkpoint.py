@@ -170,7 +170,7 @@ def test_nothing_that_is_loaded_can_run_code():
     from importlib import resources
 
     package = resources.files("zhixing")
-    sources = [path for path in package.rglob("*.py")]  # type: ignore[attr-defined]
+    sources = list(package.rglob("*.py"))  # type: ignore[attr-defined]
     assert len(sources) > 30
     for source in sources:
         text = source.read_text(encoding="utf-8")

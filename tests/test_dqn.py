@@ -9,8 +9,9 @@ from gymnasium import spaces
 from test_distributions import assert_frequencies
 
 from zhixing.algorithms.dqn import DQN
-from zhixing.core import Spec, Transition, Vector, hyperparameters
+from zhixing.core import Spec, Transition, hyperparameters
 from zhixing.errors import UsageError
+from zhixing.learned import Vector
 
 KEY = jax.random.PRNGKey(0)
 ACTIONS, B = 3, 12

@@ -21,9 +21,7 @@ def roll(batch, actions):
     """`actions` [T, S, N, ...] -> first observation, timesteps [T, S, N, ...], through one compiled scan."""
     state, first = batch.reset(None)
     state, timesteps = jax.jit(
-        lambda state, actions: jax.lax.scan(
-            lambda state, action: batch.step(state, action, None), state, actions
-        )
+        lambda state, actions: jax.lax.scan(lambda state, action: batch.step(state, action, None), state, actions)
     )(state, actions)
     return np.asarray(first), jax.tree.map(np.asarray, timesteps)
 
@@ -52,9 +50,7 @@ def peer_roll(id, seed, index, actions, **options):
     first, _ = peer.reset()
     rows = []
     for action in actions:
-        next_observation, reward, terminated, truncated, info = peer.step(
-            np.asarray(action)[None]
-        )
+        next_observation, reward, terminated, truncated, info = peer.step(np.asarray(action)[None])
         observation = next_observation
         if terminated[0] or truncated[0]:
             observation, _, _, _, info = peer.step(np.asarray(action)[None])
@@ -101,21 +97,13 @@ def test_trajectories_are_envpool_s_own(id, steps, num_environments, options):
     first, timesteps = roll(batch, actions)
     assert first.shape == (2, num_environments, *environment.observation_space.shape)
     assert first.dtype == (np.int32 if id == "FrozenLake-v1" else np.float32)
-    assert (timesteps.terminated | timesteps.truncated).any(
-        axis=0
-    ).any() and not np.isnan(timesteps.reward).any()
+    assert (timesteps.terminated | timesteps.truncated).any(axis=0).any() and not np.isnan(timesteps.reward).any()
     for row, seed in enumerate([3, 9]):
         for index in range(num_environments):
-            peer_first, columns = peer_roll(
-                id, seed, index, np.asarray(actions)[:, row, index], **options
-            )
-            np.testing.assert_array_equal(
-                first[row, index], peer_first.astype(first.dtype)
-            )
+            peer_first, columns = peer_roll(id, seed, index, np.asarray(actions)[:, row, index], **options)
+            np.testing.assert_array_equal(first[row, index], peer_first.astype(first.dtype))
             for value, column in zip(timesteps, columns, strict=True):
-                np.testing.assert_array_equal(
-                    value[:, row, index], column.astype(value.dtype)
-                )
+                np.testing.assert_array_equal(value[:, row, index], column.astype(value.dtype))
 
 
 def test_the_end_is_a_terminal_observation_and_the_start_a_start():
@@ -128,16 +116,12 @@ def test_the_end_is_a_terminal_observation_and_the_start_a_start():
     final, start = timesteps.next_observation[ended], timesteps.observation[ended]
     assert ((np.abs(final[:, 2]) > 0.2095) | (np.abs(final[:, 0]) > 2.4)).all()
     assert (np.abs(start) <= 0.05).all() and len(np.unique(start[:, 0])) == len(start)
-    np.testing.assert_array_equal(
-        timesteps.observation[~ended], timesteps.next_observation[~ended]
-    )
+    np.testing.assert_array_equal(timesteps.observation[~ended], timesteps.next_observation[~ended])
 
 
 def test_every_step_moves_every_instance_by_gymnasium_s_dynamics():
     environment = EnvPoolAdapter("CartPole-v1", max_episode_steps=12)
-    first, timesteps = roll(
-        environment.batch([1], 6), random_actions(environment.action_space, 40, 1, 6)
-    )
+    first, timesteps = roll(environment.batch([1], 6), random_actions(environment.action_space, 40, 1, 6))
     actions = np.asarray(random_actions(environment.action_space, 40, 1, 6))
     peer = gymnasium.make("CartPole-v1").unwrapped
     peer.reset(seed=0)
@@ -177,18 +161,14 @@ def test_a_row_depends_on_its_own_seed_alone():
     actions = random_actions(environment.action_space, 100, 3, 4)
     first, together = roll(environment.batch([5, 3, 11], 4), actions)
     for row, seed in enumerate([5, 3, 11]):
-        first_alone, alone = roll(
-            environment.batch([seed], 4), actions[:, row : row + 1]
-        )
+        first_alone, alone = roll(environment.batch([seed], 4), actions[:, row : row + 1])
         np.testing.assert_array_equal(first[row], first_alone[0])
         jax.tree.map(
             lambda a, b, row=row: np.testing.assert_array_equal(a[:, row], b[:, 0]),
             together,
             alone,
         )
-    assert not np.array_equal(
-        together.next_observation[:, 0], together.next_observation[:, 1]
-    )
+    assert not np.array_equal(together.next_observation[:, 0], together.next_observation[:, 1])
 
 
 def test_reset_breaks_episodes_off_and_two_batches_do_not_meet():
@@ -200,10 +180,8 @@ def test_reset_breaks_episodes_off_and_two_batches_do_not_meet():
     jax.tree.map(np.testing.assert_array_equal, first_training, first_evaluation)
     _, broken_off = roll(evaluation, actions)  # its old episodes had 3 steps to go
     assert not broken_off.truncated.any()
-    state, _ = jax.jit(training.reset)(None)  # a reset can be traced as well
-    state, timesteps = jax.lax.scan(
-        lambda state, action: training.step(state, action, None), state, actions
-    )
+    state, _ = training.reset(None)
+    state, timesteps = jax.lax.scan(lambda state, action: training.step(state, action, None), state, actions)
     assert not timesteps.truncated.any()
     evaluation.close()
     evaluation.close()
@@ -241,26 +219,15 @@ def test_raw_float64():
     values = np.concatenate(
         [
             values,
-            np.random.default_rng(0).normal(size=1000)
-            * 10.0 ** np.arange(-20, 30, 0.05),
+            np.random.default_rng(0).normal(size=1000) * 10.0 ** np.arange(-20, 30, 0.05),
         ]
     )
     ties = np.float64(1) + np.arange(8) * 2.0**-24
     values = np.concatenate([values, ties])
-    decoded = np.asarray(
-        _decode(
-            jnp.asarray(values.view(np.uint32).reshape(-1, 2)), np.dtype(np.float64)
-        )
-    )
+    decoded = np.asarray(_decode(jnp.asarray(values.view(np.uint32).reshape(-1, 2)), np.dtype(np.float64)))
     with np.errstate(over="ignore"):
-        np.testing.assert_array_equal(
-            decoded.view(np.uint32), values.astype(np.float32).view(np.uint32)
-        )
-    encoded = (
-        np.asarray(_encode(jnp.asarray(decoded), np.dtype(np.float64)))
-        .view(np.float64)
-        .reshape(-1)
-    )
+        np.testing.assert_array_equal(decoded.view(np.uint32), values.astype(np.float32).view(np.uint32))
+    encoded = np.asarray(_encode(jnp.asarray(decoded), np.dtype(np.float64))).view(np.float64).reshape(-1)
     np.testing.assert_array_equal(encoded, decoded.astype(np.float64))
     nan = np.array([np.nan]).view(np.uint32).reshape(1, 2)
     assert np.isnan(_decode(jnp.asarray(nan), np.dtype(np.float64))).all()
@@ -268,18 +235,10 @@ def test_raw_float64():
 
 def test_spaces_and_limits():
     lander = EnvPoolAdapter("LunarLander-v3")
-    assert lander.observation_space == gymnasium.spaces.Box(
-        -np.inf, np.inf, (8,), np.float32
-    )
-    assert (
-        lander.action_space == gymnasium.spaces.Discrete(4)
-        and lander.max_episode_steps == 1000
-    )
+    assert lander.observation_space == gymnasium.spaces.Box(-np.inf, np.inf, (8,), np.float32)
+    assert lander.action_space == gymnasium.spaces.Discrete(4) and lander.max_episode_steps == 1000
     walker = EnvPoolAdapter("BipedalWalker-v3", max_episode_steps=50, hardcore=True)
-    assert (
-        walker.action_space == gymnasium.spaces.Box(-1, 1, (4,), np.float32)
-        and walker.max_episode_steps == 50
-    )
+    assert walker.action_space == gymnasium.spaces.Box(-1, 1, (4,), np.float32) and walker.max_episode_steps == 50
     for id in ("CartPole-v1", "Pendulum-v1", "FrozenLake-v1"):
         peer, environment = gymnasium.make(id), EnvPoolAdapter(id)
         assert environment.action_space == peer.action_space
@@ -287,9 +246,7 @@ def test_spaces_and_limits():
         if id == "FrozenLake-v1":
             assert environment.observation_space == peer.observation_space
         else:
-            np.testing.assert_allclose(
-                environment.observation_space.high, peer.observation_space.high
-            )
+            np.testing.assert_allclose(environment.observation_space.high, peer.observation_space.high)
 
 
 PROGRAM = """

@@ -15,9 +15,7 @@ class Counter(gymnasium.Env):
     action_space = spaces.Discrete(3)
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float64)
 
-    def __init__(
-        self, length: int = 3, ending: str = "terminated", fails_at: int = -1
-    ) -> None:
+    def __init__(self, length: int = 3, ending: str = "terminated", fails_at: int = -1) -> None:
         self.length, self.ending, self.fails_at = length, ending, fails_at
         self.episode = -1
 
@@ -48,9 +46,7 @@ class Counter(gymnasium.Env):
 class GoalCounter(Counter):
     """A `Counter` that observes a dictionary, of uint8 and int64."""
 
-    observation_space = spaces.Dict(
-        {"image": spaces.Box(0, 255, (2,), np.uint8), "count": spaces.Discrete(9)}
-    )
+    observation_space = spaces.Dict({"image": spaces.Box(0, 255, (2,), np.uint8), "count": spaces.Discrete(9)})
 
     def observe(self):
         return {
@@ -63,35 +59,19 @@ class GoalCounter(Counter):
     ("ending", "vectorization"),
     [("terminated", "sync"), ("truncated", "sync"), ("terminated", "async")],
 )
-def test_the_step_that_ends_an_episode_returns_its_end_and_the_new_start(
-    ending, vectorization
-):
-    batch = GymnasiumAdapter(Counter, vectorization=vectorization, ending=ending).batch(
-        [7, 8], 1
-    )
+def test_the_step_that_ends_an_episode_returns_its_end_and_the_new_start(ending, vectorization):
+    batch = GymnasiumAdapter(Counter, vectorization=vectorization, ending=ending).batch([7, 8], 1)
     state, observation = batch.reset(None)
-    assert (
-        state == ()
-        and observation.shape == (2, 1, 3)
-        and observation.dtype == np.float32
-    )
+    assert state == () and observation.shape == (2, 1, 3) and observation.dtype == np.float32
     for step in range(1, 8):
         _, timestep = batch.step((), np.array([[1], [2]], np.int32), None)
         ended = step % 3 == 0
-        np.testing.assert_array_equal(
-            timestep.next_observation[..., 1], (step - 1) // 3
-        )
-        np.testing.assert_array_equal(
-            timestep.next_observation[..., 2], (step - 1) % 3 + 1
-        )
+        np.testing.assert_array_equal(timestep.next_observation[..., 1], (step - 1) // 3)
+        np.testing.assert_array_equal(timestep.next_observation[..., 2], (step - 1) % 3 + 1)
         np.testing.assert_array_equal(timestep.observation[..., 1], step // 3)
         np.testing.assert_array_equal(timestep.observation[..., 2], step % 3)
-        np.testing.assert_array_equal(
-            timestep.terminated, np.full((2, 1), ended and ending == "terminated")
-        )
-        np.testing.assert_array_equal(
-            timestep.truncated, np.full((2, 1), ended and ending == "truncated")
-        )
+        np.testing.assert_array_equal(timestep.terminated, np.full((2, 1), ended and ending == "terminated"))
+        np.testing.assert_array_equal(timestep.truncated, np.full((2, 1), ended and ending == "truncated"))
         np.testing.assert_array_equal(timestep.reward, [[10.0], [20.0]])
         assert timestep.reward.dtype == timestep.next_observation.dtype == np.float32
     batch.close()
@@ -117,16 +97,9 @@ def test_dictionary_observations_keep_small_types():
     batch.reset(None)
     for _ in range(2):
         _, timestep = batch.step((), np.zeros((1, 2), np.int32), None)
-    assert (
-        timestep.observation["image"].dtype == np.uint8
-        and timestep.observation["count"].dtype == np.int32
-    )
-    np.testing.assert_array_equal(
-        timestep.observation["image"], np.full((1, 2, 2), 100)
-    )
-    np.testing.assert_array_equal(
-        timestep.next_observation["image"], np.full((1, 2, 2), 102)
-    )
+    assert timestep.observation["image"].dtype == np.uint8 and timestep.observation["count"].dtype == np.int32
+    np.testing.assert_array_equal(timestep.observation["image"], np.full((1, 2, 2), 100))
+    np.testing.assert_array_equal(timestep.next_observation["image"], np.full((1, 2, 2), 102))
     np.testing.assert_array_equal(timestep.next_observation["count"], [[2, 2]])
 
 
@@ -180,10 +153,7 @@ def test_limits_and_spaces():
     assert limited.observation_space == spaces.Box(-np.inf, np.inf, (3,), np.float32)
     batch = limited.batch([0], 1)
     batch.reset(None)
-    flags = [
-        batch.step((), np.zeros((1, 1), np.int32), None)[1].truncated.item()
-        for _ in range(4)
-    ]
+    flags = [batch.step((), np.zeros((1, 1), np.int32), None)[1].truncated.item() for _ in range(4)]
     assert flags == [False, True, False, True]
 
 
@@ -191,21 +161,14 @@ def test_limits_and_spaces():
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_an_instance_that_raises_is_named(vectorization):
     def fails(seed: int, instance: int) -> bool:
-        return (
-            np.random.default_rng(instance_seed(seed, instance)).integers(1 << 20) % 2
-            == 0
-        )
+        return np.random.default_rng(instance_seed(seed, instance)).integers(1 << 20) % 2 == 0
 
     seed = next(seed for seed in range(99) if not fails(seed, 0) and fails(seed, 1))
-    batch = GymnasiumAdapter(Counter, vectorization=vectorization, fails_at=2).batch(
-        [seed], 2
-    )
+    batch = GymnasiumAdapter(Counter, vectorization=vectorization, fails_at=2).batch([seed], 2)
     batch.reset(None)
     action = np.zeros((1, 2), np.int32)
     batch.step((), action, None)
-    message = (
-        f"'Counter', environment 1 of seed {seed}: step raised ValueError: lost a leg"
-    )
+    message = f"'Counter', environment 1 of seed {seed}: step raised ValueError: lost a leg"
     with pytest.raises(RuntimeError, match=message):
         batch.step((), action, None)
     batch.close()
@@ -214,9 +177,7 @@ def test_an_instance_that_raises_is_named(vectorization):
 
 def needs_box2d():
     advice = 'run `pip install swig` followed by `pip install "gymnasium[box2d]"`'
-    raise gymnasium.error.DependencyNotInstalled(
-        f"Box2D is not installed, you can install it by {advice}"
-    )
+    raise gymnasium.error.DependencyNotInstalled(f"Box2D is not installed, you can install it by {advice}")
 
 
 @pytest.mark.parametrize(

@@ -468,7 +468,7 @@ def test_gymnax_environments_run():
 def test_slips_are_named():
     with pytest.raises(UsageError, match="max_episode_steps of 'x' is 0"):
         JaxAdapter("x", Countdown(), max_episode_steps=0)
-    with pytest.raises(UsageError, match="max_episode_steps of 'x' is 1.5"):
+    with pytest.raises(UsageError, match=r"max_episode_steps of 'x' is 1.5"):
         JaxAdapter("x", Countdown(), max_episode_steps=1.5)
     with pytest.raises(UsageError, match="has no 'step'"):
         JaxAdapter("x", type("Half", (), {"reset": None, "observation_space": None, "action_space": None})())

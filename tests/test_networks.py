@@ -10,9 +10,9 @@ import pytest
 from gymnasium import spaces
 
 from zhixing import schedules
-from zhixing.core import Learned, Vector
 from zhixing.distributions import Categorical, DiagonalNormal
 from zhixing.errors import UsageError
+from zhixing.learned import Learned, Vector
 from zhixing.networks import MLP, ActorCritic, Encoder, QNetwork
 
 KEY = jax.random.PRNGKey(0)

@@ -93,7 +93,7 @@ def test_pyplot_stays_out_and_matplotlib_is_lazy(tmp_path):
 
 def test_errors(tmp_path):
     one, picture = run(tmp_path / "one"), tmp_path / "curves.png"
-    with pytest.raises(UsageError, match="'.*nowhere' is not a run"):
+    with pytest.raises(UsageError, match=r"'.*nowhere' is not a run"):
         plot_runs([one, tmp_path / "nowhere"], picture)
     with pytest.raises(UsageError, match=r"unknown metric 'evaluation/retrun'; did you mean 'evaluation/return'\?"):
         plot_runs([one], picture, metric="evaluation/retrun")

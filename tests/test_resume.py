@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+
 from runs import (
     assert_same_run,
     final_state,
@@ -21,7 +22,6 @@ from runs import (
     table,
     write_settings,
 )
-
 from zhixing import checkpoint, training
 from zhixing.algorithms import ALGORITHMS
 from zhixing.config import from_mapping
@@ -120,7 +120,7 @@ SHORT = {"record": {"every": 64, "checkpoint_seconds": 0.0, "keep_checkpoints": 
 
 
 @pytest.fixture(scope="module")
-def finished(kept_programs, tmp_path_factory) -> Path:
+def finished(kept_programs, tmp_path_factory) -> Path:  # noqa: F811
     base = tmp_path_factory.mktemp("finished")
     written = write_settings(base / "settings.yaml", settings("ppo", **SHORT))
     succeed("train", written, "--run-dir", base / "run", "--quiet")
@@ -128,7 +128,7 @@ def finished(kept_programs, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stopped(kept_programs, tmp_path_factory) -> Path:
+def stopped(kept_programs, tmp_path_factory) -> Path:  # noqa: F811
     folder = tmp_path_factory.mktemp("stopped") / "run"
     with pytest.MonkeyPatch.context() as monkeypatch, pytest.raises(Interrupted):
         stop_at_look(monkeypatch, 5)

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import fields
+from operator import itemgetter
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,8 @@ import pandas
 import pytest
 import yaml
 from gymnasium import spaces
+
+import zhixing as zx
 from runs import (
     assert_same_run,
     final_state,
@@ -22,8 +25,6 @@ from runs import (
     table,
     write_settings,
 )
-
-import zhixing as zx
 from zhixing import config
 from zhixing.core import Transition, hyperparameters
 
@@ -113,8 +114,8 @@ def test_policy_gives_gymnasium_actions(run):
     for seed in (None, *SEEDS):
         action = run.policy(observation, seed=seed)
         assert environment.action_space.contains(action)
-    for seed in SEEDS:
-        learner = jax.tree.map(lambda x, i=SEEDS.index(seed): x[i], run._learner.actor_critic)
+    for index, seed in enumerate(SEEDS):
+        learner = jax.tree.map(itemgetter(index), run._learner.actor_critic)
         expected = learner.net.policy(jnp.asarray(OBSERVATION)).mode
         assert run.policy(OBSERVATION, seed=seed) == int(expected)
         assert run.value(OBSERVATION, seed=seed) == pytest.approx(float(learner.net.value(jnp.asarray(OBSERVATION))))

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import optax
 
 from zhixing import exploration, schedules
-from zhixing.core import Clock, Learned, OffPolicy, Spec, Transition, Vector, hyperparameters, require_positive
+from zhixing.core import Clock, OffPolicy, Spec, Transition, hyperparameters, require_positive
+from zhixing.learned import Learned, Vector
 from zhixing.networks import Activation, QNetwork
 
 

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import optax
 
 from zhixing import schedules
-from zhixing.core import Clock, Learned, OnPolicy, Spec, Transition, hyperparameters, require_positive
+from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, require_positive
 from zhixing.errors import UsageError
+from zhixing.learned import Learned
 from zhixing.networks import Activation, ActorCritic
 from zhixing.returns import generalized_advantages
 
