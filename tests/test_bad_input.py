@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import command, refused, settings
 
-from runs import command, refused, settings
 from zhixing import training
 from zhixing.config import from_mapping
 from zhixing.errors import Interrupted
-
-pytestmark = pytest.mark.xdist_group("bad input")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from runs import PROGRAM, TIMEOUT, environment_variables, settings, signalled, steps_saved, table, write_settings
+from commands import PROGRAM, TIMEOUT, environment_variables, settings, signalled, steps_saved, table, write_settings
 
 pytest.importorskip("envpool")
 

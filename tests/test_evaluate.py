@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import kept_programs, settings  # noqa: F401
 from gymnasium import spaces
-from runs import kept_programs, settings  # noqa: F401
 
 from zhixing import config
 from zhixing.assembly import build_environment, build_evaluator, build_loop
@@ -16,7 +16,7 @@ from zhixing.drivers.loop import Loop
 from zhixing.environments.jax_adapter import JaxEnvironment
 from zhixing.shared import over_seeds
 
-pytestmark = [pytest.mark.usefixtures("kept_programs"), pytest.mark.xdist_group("evaluate")]
+pytestmark = pytest.mark.usefixtures("kept_programs")
 
 
 def evaluator_of(own: Any = None, episodes: int = 4, **more: Any):

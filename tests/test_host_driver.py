@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from runs import kept_programs  # noqa: F401
+from commands import kept_programs  # noqa: F401
 
 import zhixing as zx
 
-pytestmark = [pytest.mark.usefixtures("kept_programs"), pytest.mark.xdist_group("host driver")]
+pytestmark = pytest.mark.usefixtures("kept_programs")
 
 STEPS = 6_400
 ALGORITHM = zx.PPO(

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-
-from runs import (
+from commands import (
     assert_same_run,
     final_state,
     kept_programs,  # noqa: F401
@@ -22,14 +21,13 @@ from runs import (
     table,
     write_settings,
 )
+
 from zhixing import checkpoint, training
 from zhixing.algorithms import ALGORITHMS
 from zhixing.config import from_mapping
 from zhixing.errors import Interrupted
 
-EVERY_ALGORITHM = [pytest.param(name, marks=pytest.mark.xdist_group(f"resume {name}")) for name in ALGORITHMS]
 TRANSFORMS = {"normalize_observation": True, "scale_reward": True}
-ONE_GROUP = pytest.mark.xdist_group("resume one")  # its runs are made once
 TOTAL = 6_400
 
 
@@ -60,7 +58,7 @@ def uninterrupted(kept_programs, tmp_path_factory):  # noqa: F811
     return folder
 
 
-@pytest.mark.parametrize("name", EVERY_ALGORITHM)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_killed_run_resumes_to_the_bit(name, uninterrupted, tmp_path):
     expected, folder = uninterrupted(name), tmp_path / "run"
     result = signalled(
@@ -83,7 +81,7 @@ def stop_at_look(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(training, "stop_signals", signals)
 
 
-@pytest.mark.parametrize("name", EVERY_ALGORITHM)
+@pytest.mark.parametrize("name", ALGORITHMS)
 def test_run_stopped_twice_resumes_to_the_bit(name, uninterrupted, tmp_path, monkeypatch):
     expected, folder = uninterrupted(name), tmp_path / "run"
     config = from_mapping(long_settings(name))
@@ -98,7 +96,6 @@ def test_run_stopped_twice_resumes_to_the_bit(name, uninterrupted, tmp_path, mon
     assert_same_run(folder, expected)
 
 
-@pytest.mark.xdist_group("resume q_learning")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_says_how_to_go_on(number, uninterrupted, tmp_path):
     expected, folder = uninterrupted("q_learning"), tmp_path / "run"
@@ -159,7 +156,6 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-@ONE_GROUP
 @pytest.mark.parametrize("damage", [cut_in_half, flip_a_bit])
 def test_damaged_newest_checkpoint_is_passed_over(damage, copy, finished):
     older, newest = checkpoints_of(copy)
@@ -170,7 +166,6 @@ def test_damaged_newest_checkpoint_is_passed_over(damage, copy, finished):
     assert_same_run(copy, finished)
 
 
-@ONE_GROUP
 def test_damaged_checkpoints_do_not_push_out_whole_ones(copy, monkeypatch):
     """Stopped right after it went on from the older one, the run still has a checkpoint to go on from."""
     newest = checkpoints_of(copy)[-1]
@@ -187,7 +182,6 @@ def test_damaged_checkpoints_do_not_push_out_whole_ones(copy, monkeypatch):
     assert checkpoint.read(kept)[1]["step"] < 639
 
 
-@ONE_GROUP
 def test_no_whole_checkpoint_is_one_line(copy):
     for path in checkpoints_of(copy):
         cut_in_half(path)
@@ -195,7 +189,6 @@ def test_no_whole_checkpoint_is_one_line(copy):
     assert error.startswith(f"no checkpoint in {copy}/checkpoints is whole; the newest: {copy}/checkpoints/step-")
 
 
-@ONE_GROUP
 def test_killed_before_the_first_checkpoint_starts_over(copy, finished):
     """The program was compiling: there are settings and records, and nothing to go on from."""
     shutil.rmtree(copy / "checkpoints")
@@ -203,7 +196,6 @@ def test_killed_before_the_first_checkpoint_starts_over(copy, finished):
     assert_same_run(copy, finished)
 
 
-@ONE_GROUP
 def test_leftovers_of_a_killed_process_do_no_harm(copy, finished):
     newest = checkpoints_of(copy)[-1]
     part = newest.with_name(f"{newest.name}.part")
@@ -215,7 +207,6 @@ def test_leftovers_of_a_killed_process_do_no_harm(copy, finished):
     assert not part.exists()
 
 
-@ONE_GROUP
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
@@ -233,7 +224,6 @@ def test_edited_settings_are_refused(key, value, line, copy):
     assert error == f"{copy}/config.yaml says {line.format(newest=newest)}; put it back, or train a new run"
 
 
-@ONE_GROUP
 def test_resume_goes_on_for_longer(tmp_path):
     """Where no schedule depends on the length, a run that goes on is the run that was longer from the beginning."""
     constant = settings("ppo", algorithm={"learning_rate_schedule": "constant"}, **SHORT)
@@ -249,14 +239,12 @@ def test_resume_goes_on_for_longer(tmp_path):
     assert refused("resume", tmp_path / "two", "--total-steps", 0) == "total_steps is 0; it must be 1 or more"
 
 
-@ONE_GROUP
 def test_resume_of_a_finished_run_changes_nothing(finished, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     assert "the run is over; to go on, give more than 640 as --total-steps" in succeed("resume", folder)
     assert_same_run(folder, finished)
 
 
-@ONE_GROUP
 @pytest.mark.parametrize("name", ["ppo", "dqn"])
 def test_host_environment_resumes_with_new_episodes(name, tmp_path, monkeypatch):
     mapping = settings(name, environment={"backend": "gymnasium"}, total_steps=320, **SHORT)

@@ -12,10 +12,7 @@ import numpy as np
 import pandas
 import pytest
 import yaml
-from gymnasium import spaces
-
-import zhixing as zx
-from runs import (
+from commands import (
     assert_same_run,
     final_state,
     kept_programs,  # noqa: F401
@@ -25,10 +22,14 @@ from runs import (
     table,
     write_settings,
 )
+from gymnasium import spaces
+
+import zhixing as zx
 from zhixing import config
 from zhixing.core import Transition, hyperparameters
+from zhixing.errors import Diverged
 
-pytestmark = [pytest.mark.usefixtures("kept_programs"), pytest.mark.xdist_group("run")]
+pytestmark = pytest.mark.usefixtures("kept_programs")
 
 SEEDS = [3, 4]
 OBSERVATION = np.array([0.01, -0.02, 0.03, 0.04], np.float32)
@@ -278,6 +279,29 @@ def test_own_environment_is_given_again(tmp_path):
     again = zx.resume(folder, environment=Corridor, total_steps=96, quiet=True)
     assert again.step == 96
     assert zx.load(folder, environment=Corridor).value(np.array([1.0])) == again.value(np.array([1.0]))
+
+
+class Broken(Ladder):
+    """Its 40th reward is not a number."""
+
+    count = 0
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
+        self.count += 1
+        return int(action), np.nan if self.count == 40 else -1.0, self.count % 10 == 0, False, {}
+
+
+def test_reward_that_is_no_number_stops_the_run(tmp_path):
+    few = {"record": {"every": 8, "checkpoint_seconds": 0.0, "tensorboard": False}, "evaluation": {"every": 64}}
+    with pytest.raises(Diverged) as caught:
+        zx.train(zx.QLearning(), Broken, total_steps=64, run_dir=tmp_path / "run", quiet=True, **few)
+    kept = sorted((tmp_path / "run" / "checkpoints").glob("step-*"))
+    assert str(caught.value) == (
+        f"q became NaN or infinite at step 40 of seed 0; the last good checkpoint is {kept[-1]}; "
+        "try a smaller learning rate"
+    )
+    last_good = zx.load(tmp_path / "run", environment=Broken)
+    assert 0 < last_good.step < 40 and np.isfinite(last_good.value(0))
 
 
 @hyperparameters
