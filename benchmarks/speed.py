@@ -52,10 +52,11 @@ def measure_zhixing(task: str, seconds: float, seeds: int = 1) -> dict[str, floa
     def load() -> tuple:
         import jax
 
-        from zhixing import assembly, config
+        from zhixing import assembly, config, runtime
         from zhixing.algorithms import algorithm_class
         from zhixing.drivers.compiled import CompiledDriver
 
+        runtime.fit_processor(seeds)  # as `zhixing train` does; NPROC is set already
         return jax, assembly, config, algorithm_class(task), CompiledDriver
 
     (jax, assembly, config, algorithm_class, CompiledDriver), import_seconds = timed(load)
@@ -145,6 +146,10 @@ def measure_products(sizes: list[tuple[int, int, int]]) -> list[float]:
     """Seconds of each matrix product [m, k] x [k, n] inside a compiled loop, the best of five."""
     import jax
     import jax.numpy as jnp
+
+    from zhixing import runtime
+
+    runtime.fit_processor(seeds=1)
 
     def repeat(x: jax.Array, w: jax.Array, times: int) -> Any:
         def once(_: Any, carry: tuple) -> tuple:

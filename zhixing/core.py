@@ -125,9 +125,9 @@ class Algorithm:
         """Raise UsageError for a task or a setting that does not fit."""
         name = type(self).__name__
         if self.discrete_only and not isinstance(spec.action_space, gymnasium.spaces.Discrete):
-            raise UsageError(f"{name} needs discrete actions, this environment has {spec.action_space}; use PPO")
+            raise UsageError(f"{name} needs discrete actions, this environment has {brief(spec.action_space)}; use PPO")
         if not isinstance(spec.action_space, gymnasium.spaces.Discrete | gymnasium.spaces.Box):
-            raise UsageError(f"{name} does not know the action space {spec.action_space}; Discrete and Box it does")
+            raise UsageError(f"{name} acts in Discrete and Box spaces, this environment has {brief(spec.action_space)}")
 
     def init(self, key: jax.Array, spec: Spec) -> Any:
         raise NotImplementedError
@@ -154,11 +154,25 @@ class Algorithm:
         raise NotImplementedError
 
 
+def brief(space: gymnasium.Space) -> str:
+    """A space in a word or two: bounds can be long arrays."""
+    return str(space) if isinstance(space, gymnasium.spaces.Discrete) else f"{type(space).__name__}{space.shape}"
+
+
 def require_positive(algorithm: Algorithm, *names: str) -> None:
     """Raise UsageError unless each named setting is above zero."""
     for name in names:
         if not np.all(np.asarray(getattr(algorithm, name)) > 0):
             raise UsageError(f"algorithm.{name} is {getattr(algorithm, name)}; it must be above 0")
+
+
+def require_between(algorithm: Algorithm, low: float, high: float, *names: str) -> None:
+    """Raise UsageError unless each named setting is a number from `low` to `high`, or None where it may be."""
+    for name in names:
+        value = getattr(algorithm, name)
+        if value is not None and not np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)):
+            wanted = f"from {low:g} to {high:g}" if np.isfinite(high) else f"{low:g} or more"
+            raise UsageError(f"algorithm.{name} is {value}; it must be {wanted}")
 
 
 @hyperparameters
@@ -228,6 +242,7 @@ class OffPolicy(Algorithm):
     def check(self, spec: Spec) -> None:
         super().check(spec)
         require_positive(self, "replay_capacity", "batch_size", "rollout_length", "gradient_steps")
+        require_between(self, 0, np.inf, "learning_starts")
         if self.rollout_length * spec.num_environments > self.replay_capacity:
             raise UsageError(
                 f"algorithm.replay_capacity is {self.replay_capacity}, less than the {self.rollout_length} x "

@@ -25,11 +25,23 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def choose_threads(seeds: int) -> None:
-    """One thread for the program of a single seed, unless the user has set NPROC; call it before JAX computes.
+def fit_processor(seeds: int) -> None:
+    """Settings of XLA for small networks, where the user has made none; call it before JAX computes anything.
 
-    Its products are so small that handing them from thread to thread costs more than it gives: PPO on CartPole makes
-    a third more steps with one thread than with two. With many seeds the second core pays.
+    One thread for a single seed: its products are so small that handing them from thread to thread costs more than it
+    gives (PPO on CartPole makes a third more steps with one than with two). With many seeds the second core pays.
+    Vectors of 512 bits where the processor has them: XLA takes 256 by itself (a tenth more steps).
     """
     if seeds == 1:
         os.environ.setdefault("NPROC", "1")
+    flag, flags = "--xla_cpu_prefer_vector_width", os.environ.get("XLA_FLAGS", "")
+    if flag not in flags and has_512_bit_vectors():
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}=512".strip()
+
+
+def has_512_bit_vectors() -> bool:
+    """Whether Linux says so of its processor."""
+    try:
+        return " avx512f " in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False

@@ -46,7 +46,7 @@ def described(trainer: Trainer) -> dict[str, str]:
 
 def carry_out(config: Config, environment: Environment, directory: Path, resume: bool, quiet: bool) -> dict[str, Any]:
     """Train, with records and the live view; returns the summary."""
-    runtime.choose_threads(config.seeds)
+    runtime.fit_processor(config.seeds)
     runtime.keep_compiled_programs()
     trainer = Trainer(config, environment, directory, resume)
     try:

@@ -21,5 +21,5 @@ def algorithm_class(name: str) -> type:
 
 def name_of(algorithm: object) -> str:
     """The name of an algorithm object, "custom" for a user's own."""
-    names = {class_name: name for name, class_name in ALGORITHMS.items()}
-    return names.get(type(algorithm).__name__, "custom")
+    home, _, name = type(algorithm).__module__.rpartition(".")
+    return name if home == __name__ and name in ALGORITHMS else "custom"

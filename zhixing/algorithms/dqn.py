@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from zhixing import exploration, schedules
-from zhixing.core import Clock, OffPolicy, Spec, Transition, hyperparameters, require_positive
+from zhixing.core import Clock, OffPolicy, Spec, Transition, hyperparameters, require_between, require_positive
 from zhixing.learned import Learned, Vector
 from zhixing.networks import Activation, QNetwork
 
@@ -52,7 +52,8 @@ class DQN(OffPolicy):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_positive(self, "learning_rate", "target_period", "max_gradient_norm")
+        require_positive(self, "hidden", "learning_rate", "target_period", "max_gradient_norm")
+        require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction", "polyak")
 
     def init(self, key: jax.Array, spec: Spec) -> State:
         net = QNetwork.create(key, spec.observation_space, spec.num_actions, self.hidden, self.activation)

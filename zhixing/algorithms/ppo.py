@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from zhixing import schedules
-from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, require_positive
+from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, require_between, require_positive
 from zhixing.errors import UsageError
 from zhixing.learned import Learned
 from zhixing.networks import Activation, ActorCritic
@@ -75,7 +76,10 @@ class PPO(OnPolicy):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_positive(self, "epochs", "minibatches", "learning_rate", "max_gradient_norm", "kl_target")
+        require_positive(self, "hidden", "epochs", "minibatches", "learning_rate", "max_gradient_norm", "clip")
+        require_positive(self, "kl_target")
+        require_between(self, 0, 1, "discount", "gae_lambda")
+        require_between(self, 0, np.inf, "value_coefficient", "entropy_coefficient", "stop_kl", "kl_penalty")
         size = self.rollout_length * spec.num_environments
         if size % self.minibatches:
             raise UsageError(

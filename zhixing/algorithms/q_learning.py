@@ -15,9 +15,10 @@ from typing import ClassVar, Literal, NamedTuple
 import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from zhixing import exploration, schedules
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_positive
+from zhixing.core import Clock, Online, Spec, Transition, brief, hyperparameters, require_between, require_positive
 from zhixing.errors import UsageError
 
 
@@ -48,9 +49,11 @@ class QLearning(Online):
         if not isinstance(spec.observation_space, gymnasium.spaces.Discrete):
             raise UsageError(
                 f"QLearning keeps a table and needs discrete observations, this environment has "
-                f"{spec.observation_space}; use DQN"
+                f"{brief(spec.observation_space)}; use DQN"
             )
         require_positive(self, "learning_rate", "temperature")
+        require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
+        require_between(self, 0, np.inf, "learning_rate_decay")
 
     def init(self, key: jax.Array, spec: Spec) -> State:
         shape = (spec.num_states, spec.num_actions)

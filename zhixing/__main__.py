@@ -1,0 +1,5 @@
+"""`python -m zhixing` is `zhixing`."""
+
+from zhixing.cli import main
+
+main()
