@@ -67,8 +67,20 @@ CART_POLE = ("train", "ppo", "CartPole-v1")
             "algorithm.replay_capacity is 100, less than the 250 x 1 transitions of one rollout; make it larger",
         ),
         (
+            "train ppo CartPole-v1 --algorithm.discount 1.5",
+            "algorithm.discount is 1.5; it must be from 0 to 1",
+        ),
+        (
+            "train dqn CartPole-v1 --algorithm.learning-starts -1",
+            "algorithm.learning_starts is -1; it must be 0 or more",
+        ),
+        (
+            "train ppo CartPole-v1 --algorithm.hidden 64 0",
+            "algorithm.hidden is (64, 0); it must be above 0",
+        ),
+        (
             "train dqn Pendulum-v1",
-            "DQN needs discrete actions, this environment has Box(-1.0, 1.0, (1,), float32); use PPO",
+            "DQN needs discrete actions, this environment has Box(1,); use PPO",
         ),
         ("train ppo MyEnvironment --environment.backend jax", "unknown JAX environment 'MyEnvironment'; one of: "),
         (
