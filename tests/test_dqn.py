@@ -47,7 +47,7 @@ def initial_state(algorithm):
 
 
 def layers(net):
-    return [np.float64(x) for pair in zip(net.mlp.weights, net.mlp.biases, strict=True) for x in pair]
+    return [np.float64(x.T) for pair in zip(net.mlp.weights, net.mlp.biases, strict=True) for x in pair]
 
 
 def forward(parameters, x):

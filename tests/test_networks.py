@@ -21,7 +21,7 @@ ACTIVATIONS = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 
 
 def numpy_mlp(mlp, x, activation):
-    layers = [(np.float64(w), np.float64(b)) for w, b in zip(mlp.weights, mlp.biases, strict=True)]
+    layers = [(np.float64(w.T), np.float64(b)) for w, b in zip(mlp.weights, mlp.biases, strict=True)]
     for weight, bias in layers[:-1]:
         x = activation(x @ weight + bias)
     return x @ layers[-1][0] + layers[-1][1]
@@ -92,7 +92,7 @@ def test_actor_critic_discrete(shared_trunk):
     np.testing.assert_allclose(net.value(jnp.float32(x)), value, rtol=1e-4, atol=1e-5)
     sizes = [3, 8, 6] if shared_trunk else [3, 8, 6, 4]
     found = (net.trunk if shared_trunk else net.actor).weights
-    assert [w.shape for w in found] == list(pairwise(sizes))
+    assert [w.shape[::-1] for w in found] == list(pairwise(sizes))
 
 
 @pytest.mark.parametrize("shared_trunk", [False, True])

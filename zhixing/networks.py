@@ -33,7 +33,7 @@ def orthogonal(key: jax.Array, rows: int, columns: int) -> jax.Array:
 class MLP(eqx.Module):
     """Multi-layer perceptron over the last axis; orthogonal initial weights, zero biases."""
 
-    weights: list[jax.Array]  # [inputs, outputs] a layer
+    weights: list[jax.Array]  # [outputs, inputs] a layer: their gradients then need no transposition
     biases: list[jax.Array]
     activation: Callable = eqx.field(static=True)
 
@@ -50,15 +50,20 @@ class MLP(eqx.Module):
         keys = jax.random.split(key, len(sizes) - 1)
         scales = [hidden_scale] * (len(keys) - 1) + [output_scale]
         weights = [
-            scale * orthogonal(k, inputs, outputs)
+            scale * orthogonal(k, inputs, outputs).T
             for scale, k, inputs, outputs in zip(scales, keys, sizes[:-1], sizes[1:], strict=True)
         ]
         return cls(weights, [jnp.zeros(outputs) for outputs in sizes[1:]], getattr(jax.nn, activation))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = self.activation(x @ weight + bias)
-        return x @ self.weights[-1] + self.biases[-1]
+            x = self.activation(product(x, weight) + bias)
+        return product(x, self.weights[-1]) + self.biases[-1]
+
+
+def product(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """`x @ weight.T`, [..., inputs] and [outputs, inputs] -> [..., outputs], without the transposition made."""
+    return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))
 
 
 @dataclass(frozen=True)
