@@ -15,21 +15,17 @@ class Shared(eqx.Module):
     """Base of the parts of a state that have no seeds axis."""
 
 
+def is_shared(x: Any) -> bool:
+    return isinstance(x, Shared)
+
+
 def map_seeds(function: Callable, tree: Any) -> Any:
     """`function` of every array in `tree` that has a seeds axis."""
-
-    def is_shared(x: Any) -> bool:
-        return isinstance(x, Shared)
-
     return jax.tree.map(lambda x: x if is_shared(x) else function(x), tree, is_leaf=is_shared)
 
 
 def seed_axes(tree: Any) -> Any:
     """The vmap axes of `tree`: 0 everywhere, None for `Shared` parts."""
-
-    def is_shared(x: Any) -> bool:
-        return isinstance(x, Shared)
-
     return jax.tree.map(lambda x: None if is_shared(x) else 0, tree, is_leaf=is_shared)
 
 
