@@ -183,18 +183,34 @@ class Online(Algorithm):
     def steps_per_iteration(self) -> int:
         return 1
 
-    def update(self, state: Any, transition: Transition, key: jax.Array) -> tuple[Any, dict]:
+    def episode(self, spec: Spec) -> Any:
+        """What the learner keeps of the episode under way, as at its start: zeros, of one instance.
+
+        Traces, steps that wait for the next one. Each instance has its own; they are zeros again after the last
+        transition of an episode.
+        """
+        return ()
+
+    def memory(self, spec: Spec, example: Transition) -> Any:
+        """`episode` of every instance: [N, ...]."""
+        return jax.tree.map(lambda x: jnp.repeat(x[None], spec.num_environments, 0), self.episode(spec))
+
+    def update(self, state: Any, episode: Any, transition: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
         raise NotImplementedError
 
     def learn(self, state: Any, memory: Any, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
         transitions = jax.tree.map(lambda x: x[0], rollout)  # T = 1
 
-        def one(state: Any, inputs: Any) -> tuple[Any, dict]:
-            state, metrics = self.update(state, *inputs)
-            return eqx.tree_at(lambda s: s.clock, state, state.clock.tick(steps=1, updates=1)), metrics
+        def one(state: Any, inputs: Any) -> tuple[Any, tuple[Any, dict]]:
+            state, episode, metrics = self.update(state, *inputs)
+            ended = inputs[1].ended
+            episode = jax.tree.map(lambda x: jnp.where(ended, jnp.zeros_like(x), x), episode)
+            state = eqx.tree_at(lambda s: s.clock, state, state.clock.tick(steps=1, updates=1))
+            return state, (episode, metrics)
 
         count = transitions.reward.shape[0]
-        state, metrics = jax.lax.scan(one, state, (transitions, jax.random.split(key, count)))
+        inputs = memory, transitions, jax.random.split(key, count)
+        state, (memory, metrics) = jax.lax.scan(one, state, inputs)
         return state, memory, jax.tree.map(jnp.mean, metrics)
 
 

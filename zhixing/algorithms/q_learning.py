@@ -66,7 +66,7 @@ class QLearning(Online):
         epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress)
         return exploration.epsilon_greedy(key, q, epsilon), carry, ()
 
-    def update(self, state: State, transition: Transition, key: jax.Array) -> tuple[State, dict]:
+    def update(self, state: State, episode: tuple, transition: Transition, key: jax.Array):
         s, a = transition.observation, transition.action
         target = transition.reward + self.discount * transition.bootstrap * state.q[transition.next_observation].max()
         td_error = target - state.q[s, a]  # (Q.3)
@@ -76,7 +76,7 @@ class QLearning(Online):
         q = state.q.at[s, a].add(step_size * td_error)  # (Q.4)
 
         metrics = {"td_error": jnp.abs(td_error), "q": q[s, a], "step_size": step_size}
-        return State(q, visits, state.clock), metrics
+        return State(q, visits, state.clock), episode, metrics
 
     def policy(self, state: State, observation: jax.Array) -> jax.Array:
         return state.q[observation].argmax(-1).astype(jnp.int32)
