@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import CountingEnvironment, Recorder, make_algorithm, make_driver, realistic_environment
+from probes import CASES, CountingEnvironment, Recorder, make_algorithm, make_driver, realistic_environment, variant
 
-from zhixing.algorithms import ALGORITHMS, algorithm_class, name_of
+from zhixing.algorithms import algorithm_class, name_of
 from zhixing.core import OffPolicy, Online, OnPolicy
 from zhixing.environments.jax_adapter import JaxAdapter
 from zhixing.shared import Shared
@@ -23,16 +23,16 @@ ITERATIONS = 6
 
 
 # All tests of an algorithm in one worker: they share its compiled program.
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ALGORITHMS])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES])
 def case(request):
     """An algorithm on a task with random starts, three seeds; its driver is compiled once for all tests."""
-    settings = {"learning_starts": 2 * N} if issubclass(algorithm_class(request.param), OffPolicy) else {}
+    settings = {"learning_starts": 2 * N} if issubclass(algorithm_class(variant(request.param)[0]), OffPolicy) else {}
     algorithm = make_algorithm(request.param, **settings)
     environment = realistic_environment(algorithm)
     driver = make_driver(environment, SEEDS, N)
     run = driver.advance(algorithm, driver.start(algorithm), ITERATIONS, algorithm.steps_per_iteration)
     return SimpleNamespace(
-        name=request.param,
+        name=variant(request.param)[0],
         algorithm=algorithm,
         environment=environment,
         driver=driver,

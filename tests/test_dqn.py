@@ -9,9 +9,11 @@ from gymnasium import spaces
 from test_distributions import assert_frequencies
 
 from zhixing.algorithms.dqn import DQN
-from zhixing.core import Spec, Transition, hyperparameters
+from zhixing.core import Spec, hyperparameters
 from zhixing.errors import UsageError
 from zhixing.learned import Vector
+from zhixing.replay import Replay
+from zhixing.transition import Transition
 
 KEY = jax.random.PRNGKey(0)
 ACTIONS, B = 3, 12
@@ -26,7 +28,7 @@ class PlainDQN(DQN):
         return optax.sgd(self.learning_rate)
 
 
-def random_batch(seed=0, scale=3.0):
+def random_transitions(seed=0, scale=3.0):
     """Every kind of end, and errors on both sides of Huber's corner."""
     generator = np.random.default_rng(seed)
     terminated = np.arange(B) % 3 == 0
@@ -39,6 +41,14 @@ def random_batch(seed=0, scale=3.0):
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32 if x.dtype == float else None), batch)
 
 
+def random_batch(seed=0, scale=3.0, discount=0.9, weight=None):
+    """`random_transitions` as a replay reads them."""
+    transitions = random_transitions(seed, scale)
+    replay = Replay.create(B, jax.tree.map(lambda x: x[:, None], transitions))
+    replay = replay.add(jax.tree.map(lambda x: x[:, None], transitions))
+    return replay.read(jnp.arange(B), jnp.ones(B) if weight is None else weight, discount, 1)
+
+
 def initial_state(algorithm):
     """With a target network that is not the network."""
     state = algorithm.init(KEY, SPEC)
@@ -47,7 +57,8 @@ def initial_state(algorithm):
 
 
 def layers(net):
-    return [np.float64(x.T) for pair in zip(net.mlp.weights, net.mlp.biases, strict=True) for x in pair]
+    mlp = net.advantage  # Q itself, where the network is not dueling
+    return [np.float64(x.T) for pair in zip(mlp.weights, mlp.biases, strict=True) for x in pair]
 
 
 def forward(parameters, x):
@@ -56,11 +67,13 @@ def forward(parameters, x):
     return hidden @ w2 + b2, hidden
 
 
-def loss_and_gradient(parameters, target_parameters, batch, discount, huber):
-    """(DQN.4), (DQN.5) and the chain rule by hand."""
-    x, action, reward, following, terminated = (np.asarray(field, np.float64) for field in batch[:5])
+def loss_and_gradient(parameters, target_parameters, transitions, discount, huber, double=False, weight=1.0):
+    """(DQN.4), (DQN.5), (DQN.7) and the chain rule by hand."""
+    x, action, reward, following, terminated = (np.asarray(field, np.float64) for field in transitions[:5])
     action = action.astype(int)
-    target = reward + discount * (1 - terminated) * forward(target_parameters, following)[0].max(-1)
+    next_q = forward(target_parameters, following)[0]
+    best = (forward(parameters, following)[0] if double else next_q).argmax(-1)
+    target = reward + discount * (1 - terminated) * next_q[np.arange(B), best]
     q, hidden = forward(parameters, x)
     error = q[np.arange(B), action] - target
     if huber:
@@ -69,22 +82,27 @@ def loss_and_gradient(parameters, target_parameters, batch, discount, huber):
     else:
         losses, slope = error**2, 2 * error
     d_q = np.zeros_like(q)
-    d_q[np.arange(B), action] = slope / B
+    d_q[np.arange(B), action] = weight * slope / B
     d_hidden = (d_q @ parameters[2].T) * (hidden > 0)
-    return losses.mean(), np.abs(error), [x.T @ d_hidden, d_hidden.sum(0), hidden.T @ d_q, d_q.sum(0)]
+    gradient = [x.T @ d_hidden, d_hidden.sum(0), hidden.T @ d_q, d_q.sum(0)]
+    return (weight * losses).mean(), np.abs(error), gradient
 
 
+@pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("loss", ["huber", "squared"])
-def test_one_update(loss):
-    algorithm = PlainDQN(hidden=(8,), learning_rate=0.1, discount=0.9, loss=loss)
-    state, batch = initial_state(algorithm), random_batch()
+def test_one_update(loss, double):
+    algorithm = PlainDQN(hidden=(8,), learning_rate=0.1, loss=loss, double=double)
+    weight = np.random.default_rng(1).uniform(0.1, 1.0, B)
+    state, batch = initial_state(algorithm), random_batch(weight=jnp.asarray(weight, jnp.float32))
     before, target = layers(state.q.net), layers(state.q_target.net)
-    value, errors, gradient = loss_and_gradient(before, target, batch, 0.9, loss == "huber")
+    given = before, target, random_transitions(), 0.9, loss == "huber"
+    value, errors, gradient = loss_and_gradient(*given, double, weight)
     assert errors.min() < 1 < errors.max()
+    assert value != loss_and_gradient(*given, not double, weight)[0]  # the two targets differ here
 
     new, metrics = jax.jit(algorithm.update)(state, batch, KEY)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    np.testing.assert_allclose(metrics["td_error"], errors.mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["td_error"], errors, rtol=1e-4, atol=1e-6)
     norm = np.sqrt(sum(np.square(g).sum() for g in gradient))
     np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-4)
     for old, step, found in zip(before, gradient, layers(new.q.net), strict=True):
@@ -93,33 +111,52 @@ def test_one_update(loss):
 
 def test_bootstrapping_stops_at_terminations_only():
     """The successor's value is of no use where an episode terminated, and of use everywhere else."""
-    algorithm = PlainDQN(hidden=(8,), discount=0.9)
-    state, batch = initial_state(algorithm), random_batch()
+    algorithm = PlainDQN(hidden=(8,))
+    state, batch, transitions = initial_state(algorithm), random_batch(), random_transitions()
 
     def moved_loss(kind):
         moved = jnp.where(kind[:, None], 5.0, batch.next_observation)
         return float(algorithm.update(state, batch._replace(next_observation=moved), KEY)[1]["loss"])
 
     same = moved_loss(jnp.zeros(B, bool))
-    assert moved_loss(batch.terminated) == same
-    assert moved_loss(batch.truncated) != same
-    assert moved_loss(~(batch.terminated | batch.truncated)) != same
+    assert moved_loss(transitions.terminated) == same
+    assert moved_loss(transitions.truncated) != same
+    assert moved_loss(~(transitions.terminated | transitions.truncated)) != same
 
 
-def test_rlax():
+@pytest.mark.parametrize("double", [False, True])
+def test_rlax(double):
     rlax = pytest.importorskip("rlax")
-    algorithm = PlainDQN(hidden=(8,), discount=0.9)
+    algorithm = PlainDQN(hidden=(8,), double=double)
     state, batch = initial_state(algorithm), random_batch(1)
-    td_error = jax.vmap(rlax.q_learning)(
-        state.q(batch.observation),
-        batch.action,
-        batch.reward,
-        0.9 * (1.0 - batch.terminated),
-        state.q_target(batch.next_observation),
-    )
+    discount = 0.9 * (1.0 - random_transitions(1).terminated)
+    given = state.q(batch.observation), batch.action, batch.reward, discount, state.q_target(batch.next_observation)
+    if double:
+        td_error = jax.vmap(rlax.double_q_learning)(*given, state.q(batch.next_observation))
+    else:
+        td_error = jax.vmap(rlax.q_learning)(*given)
     _, metrics = algorithm.update(state, batch, KEY)
-    np.testing.assert_allclose(metrics["td_error"], np.abs(td_error).mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["td_error"], np.abs(td_error), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["loss"], rlax.huber_loss(td_error).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_n_step_targets(n):
+    """Through `learn`: one update on an ongoing episode has the targets of rlax's n-step returns."""
+    rlax = pytest.importorskip("rlax")
+    algorithm = PlainDQN(hidden=(8,), discount=0.9, n_step=n, loss="squared")
+    state, transitions = initial_state(algorithm), random_transitions()
+    never = jnp.zeros(B, bool)
+    following = jnp.concatenate([transitions.observation[1:], transitions.next_observation[-1:]])
+    episode = transitions._replace(next_observation=following, terminated=never, truncated=never)
+    replay = Replay.create(B, jax.tree.map(lambda x: x[:, None], episode))
+    replay = replay.add(jax.tree.map(lambda x: x[:, None], episode))
+    batch = replay.read(jnp.arange(B), jnp.ones(B), 0.9, n)
+    values = state.q_target(following).max(-1)
+    target = rlax.n_step_bootstrapped_returns(episode.reward, jnp.full(B, 0.9), values, n)
+    q = state.q(episode.observation)[jnp.arange(B), episode.action]
+    _, metrics = algorithm.update(state, batch, KEY)
+    np.testing.assert_allclose(metrics["td_error"], np.abs(target - q), rtol=1e-4, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------- target network, optimiser
@@ -127,7 +164,7 @@ def test_rlax():
 
 def learned(algorithm, phases):
     """States before and after each of `phases` calls of `learn`."""
-    example = jax.tree.map(lambda x: x.reshape(B // 2, 2, *x.shape[1:]), random_batch())
+    example = jax.tree.map(lambda x: x.reshape(B // 2, 2, *x.shape[1:]), random_transitions())
     state, memory = algorithm.init(KEY, SPEC), algorithm.memory(SPEC, example)
     learn, states = jax.jit(algorithm.learn), []
     for i in range(phases):
@@ -157,6 +194,31 @@ def test_hard_copy_in_the_middle_of_a_phase():
     assert not np.array_equal(second.q_target.parameters, second.q.parameters)  # θ⁻ = θ as of update 3, not 4
 
 
+def test_naive():
+    """The online network is its own target, at each update."""
+    for before, after in learned(DQN(hidden=(8,), target_update="none", learning_starts=0), 3):
+        np.testing.assert_array_equal(after.q_target.parameters, after.q.parameters)
+        assert not np.array_equal(after.q.parameters, before.q.parameters)
+
+
+@pytest.mark.parametrize("replay", ["uniform", "proportional", "rank"])
+def test_learn_passes_on_what_the_replay_needs(replay):
+    """Weights only where sampling is prioritised; what was seen gets its error's priority, the rest keep theirs."""
+    algorithm = DQN(hidden=(8,), learning_starts=0, replay=replay, batch_size=3, replay_capacity=B)
+    example = jax.tree.map(lambda x: x.reshape(B // 2, 2, *x.shape[1:]), random_transitions())
+    state, memory = algorithm.init(KEY, SPEC), algorithm.memory(SPEC, example)
+    _, memory, metrics = jax.jit(algorithm.learn)(state, memory, example, KEY)
+    assert metrics["td_error"].shape == ()
+    if replay == "uniform":
+        assert jax.tree.leaves(memory.priorities) == []
+        return
+    masses = np.asarray(memory.priorities.tree.leaves).ravel()[:B]
+    if replay == "proportional":
+        assert (masses != 1).sum() in (1, 2, 3)  # of three draws some may be the same
+    else:
+        np.testing.assert_allclose(np.sort(masses), np.sort(np.arange(1.0, B + 1) ** -0.6), rtol=1e-5)
+
+
 def test_polyak():
     for before, after in learned(DQN(hidden=(8,), target_update="polyak", polyak=0.1, learning_starts=0), 4):
         expected = 0.9 * np.float64(before.q_target.parameters) + 0.1 * np.float64(after.q.parameters)
@@ -181,7 +243,7 @@ def test_optimiser_is_clipped_adam():
     norms = []
     for n, scale in enumerate((3.0, 0.1, 1.0), start=1):
         batch = random_batch(n, scale)
-        _, _, gradient = loss_and_gradient(parameters, target, batch, 0.9, huber=False)
+        _, _, gradient = loss_and_gradient(parameters, target, random_transitions(n, scale), 0.9, huber=False)
         norms.append(np.sqrt(sum(np.square(g).sum() for g in gradient)))
         gradient = [g * min(1, 0.5 / norms[-1]) for g in gradient]
         first = [0.9 * m + 0.1 * g for m, g in zip(first, gradient, strict=True)]
@@ -232,6 +294,9 @@ def test_epsilon_greedy(steps, epsilon):
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"batch_size": 0}, "batch_size"),
         ({"target_period": 0}, "target_period"),
+        ({"n_step": 0}, "n_step"),
+        ({"priority_exponent": -0.1}, "priority_exponent"),
+        ({"importance_exponent": 1.5}, "importance_exponent"),
         ({"replay_capacity": 4, "rollout_length": 3}, "replay_capacity"),
     ],
 )

@@ -77,7 +77,23 @@ def test_encoder_says_what_it_cannot_read():
 def test_q_network():
     net = shifted(QNetwork.create(KEY, VECTOR, 4, (8,)))
     x = np.random.default_rng(0).normal(size=(5, 3))
-    np.testing.assert_allclose(net(jnp.float32(x)), numpy_mlp(net.mlp, x, ACTIVATIONS["relu"]), rtol=1e-4, atol=1e-5)
+    expected = numpy_mlp(net.advantage, x, ACTIVATIONS["relu"])
+    np.testing.assert_allclose(net(jnp.float32(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hidden", [(8,), (16, 8), (16, 12, 8)])
+@pytest.mark.parametrize("dueling, centre", [("mean", np.mean), ("max", np.max)])
+def test_dueling(dueling, centre, hidden):
+    """Q = V + A - centre of A; the streams share all layers but their own last two."""
+    relu = ACTIVATIONS["relu"]
+    net = shifted(QNetwork.create(KEY, VECTOR, 4, hidden, dueling=dueling))
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    features = relu(numpy_mlp(net.trunk, x, relu)) if len(hidden) > 1 else x
+    value, advantage = numpy_mlp(net.state_value, features, relu), numpy_mlp(net.advantage, features, relu)
+    assert value.shape == (5, 1) and advantage.shape == (5, 4)
+    q = np.asarray(net(jnp.float32(x)))
+    np.testing.assert_allclose(q, value + advantage - centre(advantage, -1, keepdims=True), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(centre(q, -1), value[:, 0], rtol=1e-4, atol=1e-5)  # V is what it should be
 
 
 @pytest.mark.parametrize("shared_trunk", [False, True])

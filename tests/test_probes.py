@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from probes import (
+    CASES,
     DEFAULT_TOTAL_STEPS,
     PROBES,
     TOTAL_STEPS,
@@ -14,6 +15,7 @@ from probes import (
     probe_environment,
     train,
     train_on_probes,
+    variant,
 )
 
 from zhixing.algorithms import ALGORITHMS
@@ -25,11 +27,12 @@ CONTINUOUS = JaxAdapter("continuous", ContinuousProbeEnvironment())
 
 
 # All probes of an algorithm in one worker: they are one run.
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ALGORITHMS])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES])
 def learned(request):
     """-> values and greedy actions [probes, seeds, states] of an algorithm that was trained on each probe by itself."""
     algorithm = make_algorithm(request.param)
-    run = train_on_probes(algorithm, TOTAL_STEPS.get(request.param, DEFAULT_TOTAL_STEPS), SEEDS)
+    steps = TOTAL_STEPS.get(variant(request.param)[0], DEFAULT_TOTAL_STEPS)
+    run = train_on_probes(algorithm, steps, SEEDS)
     observations = probe_environment(algorithm).environment.observations
     answers = ask(algorithm.value, run, observations), ask(algorithm.policy, run, observations)
     return {

@@ -1,4 +1,4 @@
-"""The replay against a plain NumPy ring, and the law of its samples."""
+"""The replay against a plain NumPy ring: what is stored, what n steps on from it are, how uniformly it is drawn."""
 
 import jax
 import jax.numpy as jnp
@@ -6,101 +6,165 @@ import numpy as np
 import pytest
 
 from zhixing.replay import Replay
+from zhixing.transition import Transition
+
+GAMMA = 0.9
 
 
-class Ring:
-    """The last `capacity` items, one written after the other."""
-
-    def __init__(self, capacity):
-        self.items, self.position, self.size = np.zeros(capacity), 0, 0
-
-    def add(self, items):
-        for item in items.ravel():
-            self.items[self.position] = item
-            self.position = (self.position + 1) % len(self.items)
-            self.size = min(self.size + 1, len(self.items))
-
-
-def numbered(start, length, instances):
-    """A rollout of two fields whose items are numbered; the second field has an axis of its own."""
-    number = start + np.arange(length * instances, dtype=np.float32).reshape(length, instances)
-    return {"number": jnp.asarray(number), "twice": jnp.asarray(np.stack([number, 2 * number], -1))}
+def numbered(start, length, instances, ends=()):
+    """A rollout [T, N] whose transitions are numbered, row after row; `ends`: number -> "terminated" | "truncated"."""
+    number = start + np.arange(length * instances).reshape(length, instances)
+    terminated, truncated = (np.isin(number, [n for n in ends if ends[n] == kind]) for kind in KINDS)
+    return Transition(
+        jnp.float32(number),
+        jnp.int32(number % 3),
+        jnp.float32(number) / 8,
+        jnp.asarray(np.stack([number + 0.5, 2 * number], -1), jnp.float32),  # with an axis of its own
+        jnp.asarray(terminated),
+        jnp.asarray(truncated),
+        jnp.float32(-number),
+    )
 
 
-def filled(capacity, length, instances, rollouts):
-    replay, ring = Replay.create(capacity, numbered(0, length, instances)), Ring(capacity)
+KINDS = ("terminated", "truncated")
+
+
+def filled(capacity, lengths, instances, ends=()):
+    """A replay after rollouts of such lengths, from number 1 on."""
+    replay, count = Replay.create(capacity, numbered(0, 1, instances)), 1
     add = jax.jit(Replay.add)
-    for i in range(rollouts):
-        rollout = numbered(1 + i * length * instances, length, instances)
-        replay = add(replay, rollout)
-        ring.add(np.asarray(rollout["number"]))
-        yield replay, ring
+    for length in lengths:
+        replay = add(replay, numbered(count, length, instances, ends))
+        count += length * instances
+    return replay, count - 1  # the last number
+
+
+def sample(replay, count, seed=0, **more):
+    return replay.sample(jax.random.PRNGKey(seed), count, GAMMA, **more)
 
 
 @pytest.mark.parametrize(
-    "capacity, length, instances", [(12, 2, 2), (12, 1, 1), (10, 2, 2), (13, 5, 1), (7, 1, 3), (6, 3, 2)]
+    "capacity, lengths, instances",
+    [
+        (12, [2] * 8, 2),  # rollouts that divide the ring
+        (12, [1] * 30, 1),
+        (10, [2] * 12, 2),  # writes that wrap around
+        (13, [5] * 7, 1),
+        (7, [1] * 6, 3),  # rounded down to two rows of three
+        (9, [4, 4, 3, 4], 1),  # the last rollout of a run may be shorter, and the run may go on
+        (12, [4, 4, 3, 4, 4, 1, 4], 1),
+    ],
 )
-def test_ring(capacity, length, instances):
-    """Capacities that the rollouts divide (a slice is written) and others (the write wraps around)."""
-    for replay, ring in filled(capacity, length, instances, 3 * capacity // (length * instances) + 2):
-        np.testing.assert_array_equal(replay.data["number"], ring.items)
-        np.testing.assert_array_equal(replay.data["twice"], np.stack([ring.items, 2 * ring.items], -1))
-        assert (int(replay.cursor.position), int(replay.cursor.size)) == (ring.position, ring.size)
-    assert int(replay.cursor.size) == capacity == replay.capacity
-
-
-@pytest.mark.parametrize("capacity, lengths", [(9, (4, 4, 3, 4)), (12, (4, 4, 3, 4, 4)), (8, (4, 2, 2, 4, 3, 4))])
-def test_rollouts_of_different_lengths(capacity, lengths):
-    """The last rollout of a run may be shorter, and the run may go on: the last two stay, no empty place is drawn."""
-    replay, count = Replay.create(capacity, numbered(0, 1, 1)), 0
-    for length, before in zip(lengths, (0, *lengths), strict=False):
-        replay = replay.add(numbered(1 + count, length, 1))
-        count += length
-        stored = np.asarray(replay.data["number"])[: int(replay.cursor.size)]
-        assert len(set(stored)) == len(stored) and 0.0 not in stored
-        assert set(range(count - length - before + 1, count + 1)) <= set(stored.astype(int))
+def test_ring(capacity, lengths, instances):
+    """The last transitions lie where a plain ring has them, all fields of one together."""
+    for upto in range(1, len(lengths) + 1):
+        replay, last = filled(capacity, lengths[:upto], instances)
+        rounded = capacity - capacity % instances
+        ring = np.zeros(rounded)
+        for number in range(1, last + 1):
+            ring[(number - 1) % rounded] = number
+        np.testing.assert_array_equal(replay.data.observation, ring)
+        np.testing.assert_array_equal(replay.data.extras, -ring)
+        stored = ring > 0
+        np.testing.assert_array_equal(np.asarray(replay.data.next_observation)[stored, 1], 2 * ring[stored])
+        assert (int(replay.cursor.position), int(replay.cursor.size)) == (last % rounded, min(last, rounded))
+        assert replay.capacity == rounded
 
 
 def test_types_are_kept():
-    example = {
-        "image": np.zeros((1, 2, 4), np.uint8),
-        "flag": np.zeros((1, 2), bool),
-        "index": np.zeros((1, 2), np.int32),
-    }
+    example = numbered(0, 1, 2)._replace(observation=np.zeros((1, 2, 4), np.uint8))
     replay = Replay.create(4, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, example)))
-    assert {name: x.dtype for name, x in replay.add(example).data.items()} == {
-        name: x.dtype for name, x in example.items()
-    }
+    replay = replay.add(jax.tree.map(jnp.asarray, example))
+    assert replay.data.observation.dtype == jnp.uint8 and replay.data.observation.shape == (4, 4)
+    assert replay.data.action.dtype == jnp.int32 and replay.data.terminated.dtype == bool
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+
+
+def by_hand(numbers, instances, ends, last, n):
+    """-> reward, number of the last step, discount, of up to n steps from each of `numbers`, as one would write it."""
+    rewards, finals, discounts = [], [], []
+    for number in numbers:
+        reward, power, step = number / 8, GAMMA, number
+        for _ in range(n - 1):
+            if step in ends or step + instances > last:
+                break
+            step += instances
+            reward += power * step / 8
+            power *= GAMMA
+        rewards.append(reward)
+        finals.append(step)
+        discounts.append(0.0 if ends.get(step) == "terminated" else power)
+    return np.array(rewards), np.array(finals), np.array(discounts)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 6])
+@pytest.mark.parametrize(
+    "capacity, lengths, instances",
+    [(12, [2, 2], 2), (12, [2] * 9, 2), (14, [3] * 11, 2), (30, [1] * 100, 3), (11, [4, 4, 4, 3, 4], 1)],
+)
+def test_n_steps(capacity, lengths, instances, n):
+    """Rewards summed up to the end of the episode or of the ring; bootstrapping stops at terminations only."""
+    total = sum(lengths) * instances
+    ends = {number: KINDS[number // 3 % 2] for number in range(3, total + 1, 3)}
+    replay, last = filled(capacity, lengths, instances, ends)
+    batch, _ = sample(replay, 300, n_step=n)
+    numbers = np.asarray(batch.observation).astype(int)
+    reward, final, discount = by_hand(numbers, instances, ends, last, n)
+    np.testing.assert_allclose(batch.reward, reward, rtol=1e-5)
+    np.testing.assert_allclose(batch.next_observation[:, 0], final + 0.5)
+    np.testing.assert_allclose(batch.discount, discount, rtol=1e-5)
+    np.testing.assert_array_equal(batch.action, numbers % 3)
+    np.testing.assert_array_equal(batch.extras, -numbers)
+    np.testing.assert_array_equal(batch.weight, 1.0)
+    assert {"terminated", "truncated"} <= {ends.get(int(i)) for i in final}
+    assert n == 1 or (final > numbers).any()
+
+
+# ------------------------------------------------------------------------------------------------------------- sampling
 
 
 def test_samples_only_what_is_stored():
-    replay = next(filled(100, 3, 2, 1))[0]
-    numbers = np.asarray(replay.sample(jax.random.PRNGKey(0), 2_000)["number"])
-    assert set(numbers) == {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}
+    replay, _ = filled(100, [3], 2)
+    assert set(np.asarray(sample(replay, 2_000)[0].observation)) == {1.0, 2.0, 3.0, 4.0, 5.0, 6.0}
 
 
 @pytest.mark.parametrize("rollouts", [3, 9])  # partly filled; wrapped around
 def test_samples_uniformly(rollouts):
-    *_, (replay, ring) = filled(16, 2, 2, rollouts)
-    count = 40_000
-    batch = replay.sample(jax.random.PRNGKey(1), count)
-    numbers = np.asarray(batch["number"])
-    np.testing.assert_array_equal(batch["twice"], np.stack([numbers, 2 * numbers], -1))  # fields stay together
-
-    stored = np.sort(ring.items[: ring.size])
-    observed = np.array([(numbers == number).sum() for number in stored])
+    replay, last = filled(16, [2] * rollouts, 2)
+    count, size = 40_000, min(last, 16)
+    numbers = np.asarray(sample(replay, count, 1)[0].observation)
+    observed = np.array([(numbers == number).sum() for number in range(last - size + 1, last + 1)])
     assert observed.sum() == count
-    expected = count / ring.size
+    expected = count / size
     chi_square = (np.square(observed - expected) / expected).sum()
-    degrees = ring.size - 1
-    assert chi_square < degrees + 4 * np.sqrt(2 * degrees)
+    assert chi_square < size - 1 + 4 * np.sqrt(2 * (size - 1))
     assert np.all(np.abs(observed - expected) < 4 * np.sqrt(expected))
 
 
 def test_samples_are_independent():
     """Neighbours in a batch are no more often equal than by chance, and another key gives another batch."""
-    *_, (replay, _) = filled(16, 2, 2, 5)
-    numbers = np.asarray(replay.sample(jax.random.PRNGKey(2), 20_000)["number"])
+    replay, _ = filled(16, [2] * 5, 2)
+    numbers = np.asarray(sample(replay, 20_000, 2)[0].observation)
     equal = (numbers[1:] == numbers[:-1]).mean()
     assert abs(equal - 1 / 16) < 4 * np.sqrt(1 / 16 * 15 / 16 / 20_000)
-    assert not np.array_equal(numbers, replay.sample(jax.random.PRNGKey(3), 20_000)["number"])
+    assert not np.array_equal(numbers, sample(replay, 20_000, 3)[0].observation)
+
+
+def test_indices_are_those_of_the_samples():
+    replay, _ = filled(16, [2] * 5, 2)
+    batch, index = sample(replay, 100)
+    np.testing.assert_array_equal(replay.data.observation[index], batch.observation)
+
+
+def test_a_million_transitions():
+    """Room for 1M transitions of CartPole in less than 100 MB, added to in place."""
+    example = Transition(*(jnp.zeros((1, 1, *shape), t) for shape, t in [
+        ((4,), jnp.float32), ((), jnp.int32), ((), jnp.float32), ((4,), jnp.float32), ((), bool), ((), bool),
+    ]))  # fmt: skip
+    replay = Replay.create(1_000_000, example, "proportional")
+    assert sum(x.nbytes for x in jax.tree.leaves(replay)) < 100e6
+    pointer = replay.data.observation.unsafe_buffer_pointer()
+    replay = jax.jit(Replay.add, donate_argnums=0)(replay, example, 0.6)
+    assert replay.data.observation.unsafe_buffer_pointer() == pointer

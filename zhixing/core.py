@@ -12,8 +12,8 @@ Its base says only which data `update` eats: `Online` the transition just made, 
 `OffPolicy` a minibatch [B] that a replay samples. The functions see one seed; the drivers vmap them over seeds.
 """
 
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import equinox as eqx
 import gymnasium
@@ -21,34 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zhixing import schedules
 from zhixing.errors import UsageError
+from zhixing.priorities import Kind
 from zhixing.replay import Replay
 from zhixing.shared import Shared
-
-
-class Transition(NamedTuple):
-    """One step of an environment; arrays carry leading axes [B], [N] or [T, N].
-
-    Bootstrapping stops at `terminated` only; recursions over time are cut at `terminated` and `truncated`.
-    """
-
-    observation: Any
-    action: Any
-    reward: Any
-    next_observation: Any  # the true successor, never the reset one
-    terminated: Any  # bool
-    truncated: Any  # bool
-    extras: Any = ()  # what `act` recorded: log-probabilities, ...
-
-    @property
-    def bootstrap(self) -> jax.Array:
-        """1 where a value follows, 0 where the episode terminated: what γ is multiplied with, everywhere."""
-        return 1.0 - jnp.asarray(self.terminated, jnp.float32)
-
-    @property
-    def ended(self) -> jax.Array:
-        """Where the episode ended, for whichever reason."""
-        return self.terminated | self.truncated
+from zhixing.transition import Experience, Transition
 
 
 @dataclass(frozen=True)
@@ -241,7 +219,12 @@ class OnPolicy(Algorithm):
 class OffPolicy(Algorithm):
     """Eats minibatches [B] that a replay samples."""
 
+    discount: float = 0.99  # γ
+    n_step: int = 1  # steps of a target before it bootstraps, fewer where the episode ends
+    replay: Kind = "uniform"  # or prioritised: which transitions are sampled
     replay_capacity: int = 100_000  # transitions
+    priority_exponent: float = 0.6  # α of prioritised replay: 0 is uniform
+    importance_exponent: float = 0.4  # β of prioritised replay at the start; it rises to 1 over the run
     batch_size: int = 64  # B
     learning_starts: int = 1_000  # environment steps before the first update
     rollout_length: int = 1  # T, steps of each environment between two learning phases
@@ -257,8 +240,9 @@ class OffPolicy(Algorithm):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_positive(self, "replay_capacity", "batch_size", "rollout_length", "gradient_steps")
-        require_between(self, 0, np.inf, "learning_starts")
+        require_positive(self, "replay_capacity", "batch_size", "rollout_length", "gradient_steps", "n_step")
+        require_between(self, 0, np.inf, "learning_starts", "priority_exponent")
+        require_between(self, 0, 1, "discount", "importance_exponent")
         if self.rollout_length * spec.num_environments > self.replay_capacity:
             raise UsageError(
                 f"algorithm.replay_capacity is {self.replay_capacity}, less than the {self.rollout_length} x "
@@ -266,29 +250,38 @@ class OffPolicy(Algorithm):
             )
 
     def memory(self, spec: Spec, example: Transition) -> Replay:
-        return Replay.create(self.replay_capacity, example)
+        return Replay.create(self.replay_capacity, example, self.replay)
 
-    def update(self, state: Any, batch: Transition, key: jax.Array) -> tuple[Any, dict]:
+    def update(self, state: Any, batch: Experience, key: jax.Array) -> tuple[Any, dict]:
+        """-> state, metrics; among these `td_error` [B], the |δ| of each sample, by which prioritised replay goes."""
         raise NotImplementedError
 
     def learn(self, state: Any, memory: Replay, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
-        memory = memory.add(rollout)
+        memory = memory.add(rollout, self.priority_exponent)
         clock = state.clock.tick(steps=rollout.reward.size)
         state = eqx.tree_at(lambda s: s.clock, state, clock)
+        importance = schedules.linear(self.importance_exponent, 1.0, 1.0, clock.progress)
 
-        def one(state: Any, key: jax.Array) -> tuple[Any, dict]:
+        # Only the priorities go through the loop and the branch: carrying the transitions along would copy them.
+        def one(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], dict]:
+            state, priorities = carry
             sample_key, update_key = jax.random.split(key)
-            state, metrics = self.update(state, memory.sample(sample_key, self.batch_size), update_key)
-            return eqx.tree_at(lambda s: s.clock, state, state.clock.tick(updates=1)), metrics
+            replay = replace(memory, priorities=priorities)
+            batch, index = replay.sample(sample_key, self.batch_size, self.discount, self.n_step, importance)
+            state, metrics = self.update(state, batch, update_key)
+            state = eqx.tree_at(lambda s: s.clock, state, state.clock.tick(updates=1))
+            priorities = replay.reprioritise(index, metrics["td_error"], self.priority_exponent)
+            return (state, priorities), jax.tree.map(jnp.mean, metrics)
 
-        def several(state: Any) -> tuple[Any, dict]:
-            state, metrics = jax.lax.scan(one, state, jax.random.split(key, self.gradient_steps))
-            return state, jax.tree.map(jnp.mean, metrics)
+        def several(state: Any, priorities: Any) -> tuple[tuple[Any, Any], dict]:
+            carry, metrics = jax.lax.scan(one, (state, priorities), jax.random.split(key, self.gradient_steps))
+            return carry, jax.tree.map(jnp.mean, metrics)
 
-        def none(state: Any) -> tuple[Any, dict]:
-            _, metrics = jax.eval_shape(several, state)
-            return state, jax.tree.map(lambda x: jnp.full(x.shape, 0, x.dtype), metrics)
+        def none(state: Any, priorities: Any) -> tuple[tuple[Any, Any], dict]:
+            _, metrics = jax.eval_shape(several, state, priorities)
+            return (state, priorities), jax.tree.map(lambda x: jnp.full(x.shape, 0, x.dtype), metrics)
 
         # The clock is shared by all seeds, so that this stays a branch under their vmap.
-        state, metrics = jax.lax.cond(clock.steps >= self.learning_starts, several, none, state)
-        return state, memory, metrics
+        started = clock.steps >= self.learning_starts
+        (state, priorities), metrics = jax.lax.cond(started, several, none, state, memory.priorities)
+        return state, replace(memory, priorities=priorities), metrics

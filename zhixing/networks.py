@@ -16,6 +16,8 @@ from zhixing.distributions import Categorical, DiagonalNormal
 from zhixing.errors import UsageError
 
 Activation = Literal["tanh", "relu"]
+Dueling = Literal["none", "mean", "max"]
+Torso = Literal["none"]
 
 
 def orthogonal(key: jax.Array, rows: int, columns: int) -> jax.Array:
@@ -103,10 +105,16 @@ class Encoder:
 
 
 class QNetwork(eqx.Module):
-    """Q(s, ·) of a discrete action space."""
+    """Q(s, ·) of a discrete action space; dueling, of a value and advantages that share all layers but the last two.
 
-    mlp: MLP
+    Wang et al., "Dueling network architectures for deep reinforcement learning", arXiv:1511.06581, eqs. (8) and (9).
+    """
+
+    trunk: MLP | None  # features that both streams read, if dueling
+    advantage: MLP  # A(s, ·), or Q(s, ·) itself
+    state_value: MLP | None  # V(s), if dueling
     encoder: Encoder = eqx.field(static=True)
+    dueling: Dueling = eqx.field(static=True)
 
     @classmethod
     def create(
@@ -116,19 +124,35 @@ class QNetwork(eqx.Module):
         actions: int,
         hidden: tuple[int, ...],
         activation: Activation = "relu",
+        dueling: Dueling = "none",
+        torso: Torso = "none",
     ) -> "QNetwork":
         encoder = Encoder.of(observation_space)
-        # 1/√3 is the gain of PyTorch's layers, with which the published settings were found. With the √2 of the
-        # actor-critics, DQN overestimates far more: on CartPole two seeds of five ended below 150.
-        scale = 3**-0.5
-        mlp = MLP.create(
-            key, encoder.size, *hidden, actions, activation=activation, hidden_scale=scale, output_scale=scale
-        )
-        return cls(mlp, encoder)
+        sizes = (encoder.size, *hidden)
+
+        def layers(key: jax.Array, *sizes: int) -> MLP:
+            # 1/√3 is the gain of PyTorch's layers, with which the published settings were found. With the √2 of the
+            # actor-critics, DQN overestimates far more: on CartPole two seeds of five ended below 150.
+            scale = 3**-0.5
+            return MLP.create(key, *sizes, activation=activation, hidden_scale=scale, output_scale=scale)
+
+        if dueling == "none":
+            return cls(None, layers(key, *sizes, actions), None, encoder, dueling)
+        trunk_key, advantage_key, value_key = jax.random.split(key, 3)
+        trunk = layers(trunk_key, *sizes[:-1]) if len(hidden) > 1 else None
+        advantage, value = layers(advantage_key, *sizes[-2:], actions), layers(value_key, *sizes[-2:], 1)
+        return cls(trunk, advantage, value, encoder, dueling)
 
     def __call__(self, observation: jax.Array) -> jax.Array:
         """`observation` [..., *] -> action values [..., A]."""
-        return self.mlp(self.encoder(observation))
+        x = self.encoder(observation)
+        if self.trunk is not None:
+            x = self.trunk.activation(self.trunk(x))
+        advantage = self.advantage(x)
+        if self.state_value is None:
+            return advantage
+        centre = advantage.mean(-1, keepdims=True) if self.dueling == "mean" else advantage.max(-1, keepdims=True)
+        return self.state_value(x) + advantage - centre
 
 
 class ActorCritic(eqx.Module):

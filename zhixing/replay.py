@@ -1,12 +1,22 @@
-"""Experience replay, shared by every off-policy algorithm."""
+"""Experience replay, shared by every off-policy algorithm.
 
+    storage      what is kept of each transition: all of it, or every image once (`Frames`)
+    priorities   which transitions are drawn: see `zhixing.priorities`
+    reading      n steps on from what is drawn, as far as the episode and the ring go
+
+Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching", 1992.
+"""
+
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from zhixing.priorities import Kind, Proportional, Ranked, Uniform, importance_weights, make_priorities
 from zhixing.shared import Shared
+from zhixing.transition import Experience, Transition
 
 
 class Cursor(Shared):
@@ -16,51 +26,89 @@ class Cursor(Shared):
     size: jax.Array  # [] int32, transitions stored
 
     def advance(self, count: int, capacity: int) -> "Cursor":
-        end = self.position + count
-        return Cursor(end % capacity, jnp.maximum(self.size, jnp.minimum(end, capacity)))
-
-    def start_over(self, count: int, capacity: int) -> "Cursor":
-        """Back to the beginning where `count` transitions do not fit before the end."""
-        return Cursor(jnp.where(self.position + count > capacity, 0, self.position), self.size)
+        return Cursor((self.position + count) % capacity, jnp.minimum(self.size + count, capacity))
 
 
 class Replay(eqx.Module):
-    """A ring of the last `capacity` transitions, sampled uniformly with replacement.
+    """A ring of the last `capacity` transitions of N environments, one row of N after the other."""
 
-    Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching", 1992.
-    """
-
-    data: Any  # [capacity, ...]
+    data: Transition  # [capacity, ...]
+    priorities: Uniform | Proportional | Ranked
     cursor: Cursor
+    instances: int = eqx.field(static=True)  # N
 
     @classmethod
-    def create(cls, capacity: int, example: Any) -> "Replay":
-        """An empty ring for transitions shaped as `example` [T, N, ...] (arrays or shapes)."""
+    def create(cls, capacity: int, example: Transition, kind: Kind = "uniform") -> "Replay":
+        """An empty ring for transitions shaped as `example` [T, N, ...]; `capacity` is rounded down to whole rows."""
+        instances = jax.tree.leaves(example)[0].shape[1]
+        capacity -= capacity % instances
         data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[2:]), x.dtype), example)
-        return cls(data, Cursor(jnp.int32(0), jnp.int32(0)))
+        return cls(data, make_priorities(kind, capacity), Cursor(jnp.int32(0), jnp.int32(0)), instances)
 
     @property
     def capacity(self) -> int:
-        return jax.tree.leaves(self.data)[0].shape[0]
+        return len(self.data.reward)
 
-    def add(self, rollout: Any) -> "Replay":
-        """Write `rollout` [T, N, ...] over the oldest transitions."""
-        length, instances = jax.tree.leaves(rollout)[0].shape[:2]
+    def add(self, rollout: Transition, exponent: jax.Array | float = 0.0) -> "Replay":
+        """Write `rollout` [T, N, ...] over the oldest transitions; `exponent` is prioritised replay's α."""
+        length, instances = rollout.reward.shape
         count = length * instances
-        # Where rollouts fill the ring exactly, each is one slice, which is in place and cheapest. One of another
-        # length (the last of a run) can bring them out of step: then a slice starts over, and never wraps.
-        slices = self.capacity % count == 0
-        cursor = self.cursor.start_over(count, self.capacity) if slices else self.cursor
+        index = (self.cursor.position + jnp.arange(count)) % self.capacity
 
         def write(data: jax.Array, new: jax.Array) -> jax.Array:
             new = new.reshape(count, *data.shape[1:]).astype(data.dtype)
-            if slices:
-                return jax.lax.dynamic_update_slice_in_dim(data, new, cursor.position, 0)
-            return data.at[(cursor.position + jnp.arange(count)) % self.capacity].set(new)
+            if length == 1:  # a row never wraps around, and a slice is cheapest
+                return jax.lax.dynamic_update_slice_in_dim(data, new, self.cursor.position, 0)
+            return data.at[index].set(new)
 
-        return Replay(jax.tree.map(write, self.data, rollout), cursor.advance(count, self.capacity))
+        return replace(
+            self,
+            data=jax.tree.map(write, self.data, rollout),
+            priorities=self.priorities.insert(index, exponent),
+            cursor=self.cursor.advance(count, self.capacity),
+        )
 
-    def sample(self, key: jax.Array, size: int) -> Any:
-        """-> `size` transitions [B, ...], each of those stored equally likely."""
-        index = jax.random.randint(key, (size,), 0, self.cursor.size)
-        return jax.tree.map(lambda data: data[index], self.data)
+    def sample(
+        self,
+        key: jax.Array,
+        size: int,
+        discount: jax.Array | float,
+        n_step: int = 1,
+        importance: jax.Array | float = 0.0,
+    ) -> tuple[Experience, jax.Array]:
+        """-> `size` experiences [B, ...] of up to `n_step` steps, and their indices; `importance` is β."""
+        index, probability = self.priorities.draw(key, size, self.cursor.size)
+        if isinstance(self.priorities, Uniform):
+            weight = jnp.ones(size)
+        else:
+            weight = importance_weights(probability, self.cursor.size, importance)
+        return self.read(index, weight, discount, n_step), index
+
+    def read(self, index: jax.Array, weight: jax.Array, discount: jax.Array | float, n_step: int) -> Experience:
+        """The experiences that begin at `index` [B]."""
+        data, last, power = self.data, index, jnp.full(index.shape, discount)
+        reward = data.reward[index]
+        goes_on = jnp.full(index.shape, True)
+        for _ in range(1, n_step):
+            goes_on &= ~data.ended[last] & ~self.newest(last)
+            last = jnp.where(goes_on, (last + self.instances) % self.capacity, last)
+            reward += jnp.where(goes_on, power * data.reward[last], 0.0)
+            power *= jnp.where(goes_on, discount, 1.0)
+        first, end = (jax.tree.map(lambda x, i=i: x[i], data) for i in (index, last))
+        return Experience(
+            first.observation,
+            first.action,
+            reward,
+            end.next_observation,
+            power * end.bootstrap,
+            weight,
+            first.extras,
+        )
+
+    def newest(self, index: jax.Array) -> jax.Array:
+        """Whether what was written after `index` is not the next step but the oldest one, or nothing."""
+        return (self.cursor.position - 1 - index) % self.capacity < self.instances
+
+    def reprioritise(self, index: jax.Array, td_error: jax.Array, exponent: jax.Array | float) -> Any:
+        """The priorities after an update with the transitions `index` [B], whose |δ| were `td_error` [B]."""
+        return self.priorities.update(index, td_error, self.cursor.size, exponent)
