@@ -33,11 +33,14 @@ TASKS: dict[str, dict[str, Any]] = {
             "epsilon_start": 0.05, "epsilon_end": 0.05, "max_gradient_norm": 10.0},
     "q_learning": {"environment": "FrozenLake-v1", "num_environments": 1},
 }  # fmt: skip
+TASKS["dqn_64"] = TASKS["dqn"] | {"hidden": (64, 64)}
+PEERED = ("ppo", "dqn", "dqn_64")  # with a side of Stable-Baselines3
+REPLAYS, CAPACITIES = ("uniform", "proportional", "rank"), (10_000, 100_000, 1_000_000)
 INPUTS, ACTIONS = 4, 2  # of CartPole
 WARM_UP = 1_100  # environment steps; DQN is learning by then
 TOTAL_STEPS = 8_000_000  # what the schedules are told; more than a measurement makes
 SEEDS = 16
-SECTIONS = ("ppo", "dqn", "limit", "seeds")
+SECTIONS = (*PEERED, "limit", "seeds", "replay")
 
 # ---------------------------------------------------------------------------------------- in the measured process
 
@@ -48,7 +51,7 @@ def timed(function: Callable, *arguments: Any) -> tuple[Any, float]:
     return result, time.perf_counter() - started
 
 
-def measure_zhixing(task: str, seconds: float, seeds: int = 1) -> dict[str, float]:
+def measure_zhixing(task: str, seconds: float, seeds: int = 1, **more: Any) -> dict[str, float]:
     def load() -> tuple:
         import jax
 
@@ -57,10 +60,10 @@ def measure_zhixing(task: str, seconds: float, seeds: int = 1) -> dict[str, floa
         from zhixing.drivers.compiled import CompiledDriver
 
         runtime.fit_processor(seeds)  # as `zhixing train` does; NPROC is set already
-        return jax, assembly, config, algorithm_class(task), CompiledDriver
+        return jax, assembly, config, algorithm_class(task.removesuffix("_64")), CompiledDriver
 
     (jax, assembly, config, algorithm_class, CompiledDriver), import_seconds = timed(load)
-    settings = dict(TASKS[task])
+    settings = TASKS[task] | more
     environment_config = config.EnvironmentConfig(id=settings.pop("environment"), backend="jax")
     n = settings.pop("num_environments")
     algorithm = algorithm_class(**settings)
@@ -265,7 +268,7 @@ def report(results: dict[str, Any]) -> str:
     compared = [
         (f"{task} {TASKS[task]['environment']}", name, r["threads"], f"{r['rate']:,.0f}", f"{r['cores']:.2f}",
          f"{r['import']:.1f}", f"{r['first']:.1f}", f"{r['rate'] / results[task]['Stable-Baselines3']['rate']:.1f}")
-        for task in ("ppo", "dqn") for name, r in results.get(task, {}).items()
+        for task in PEERED for name, r in results.get(task, {}).items()
     ]  # fmt: skip
     text += table("task|side|threads|steps/s|cores used|import, s|first call, s|ratio", compared)
     limited = [
@@ -281,7 +284,14 @@ def report(results: dict[str, Any]) -> str:
          f"{r[str(SEEDS)]['rate'] / r['1']['rate']:.1f} x as long")
         for task, r in results.get("seeds", {}).items()
     ]  # fmt: skip
-    return text + table(f"task|1 seed, steps/s|{SEEDS} seeds, steps/s of all|{SEEDS} runs of 1 seed take", seeds)
+    text += table(f"task|1 seed, steps/s|{SEEDS} seeds, steps/s of all|{SEEDS} runs of 1 seed take", seeds)
+    replays = [
+        (f"{int(capacity):,}", *(f"{1e6 / r[kind]['rate']:.0f}" for kind in REPLAYS),
+         *(f"{r['uniform']['rate'] / r[kind]['rate']:.2f}" for kind in REPLAYS[1:]))
+        for capacity, r in results.get("replay", {}).items()
+    ]  # fmt: skip
+    head = "replay capacity|" + "|".join(f"{kind}, us a step of DQN" for kind in REPLAYS)
+    return text + table(head + "|" + "|".join(f"{kind} / uniform" for kind in REPLAYS[1:]), replays)
 
 
 def table(head: str, rows: list[tuple]) -> str:
@@ -304,25 +314,33 @@ def main() -> None:
         functions = {"zhixing": measure_zhixing, "sb3": measure_sb3, "products": measure_products}
         print(json.dumps(functions[options.measure[0]](**json.loads(options.measure[1]))))
         return
-    tasks = [task for task in ("ppo", "dqn") if task in options.only]
+    tasks = [task for task in PEERED if task in options.only]
     if tasks and importlib.util.find_spec("stable_baselines3") is None:
         raise SystemExit("speed: Stable-Baselines3 is missing; pip install stable-baselines3, or --only limit seeds")
 
     results: dict[str, Any] = {"machine": machine() | {"repeats": options.repeats, "seconds": options.seconds}}
 
-    def zhixing(task: str, seeds: int = 1) -> dict[str, Any]:
-        return {"what": "zhixing", "task": task, "seconds": options.seconds, "seeds": seeds}
+    def zhixing(task: str, **more: Any) -> dict[str, Any]:
+        return {"what": "zhixing", "task": task, "seconds": options.seconds, **more}
 
     for task in tasks:
         peer = {"what": "sb3", "task": task, "seconds": options.seconds}
         results[task] = compare({"zhixing": zhixing(task), "Stable-Baselines3": peer}, options.repeats)
     if "limit" in options.only:
-        alone = {task: zhixing(task) for task in ("ppo", "dqn") if task not in tasks}
+        alone = {task: zhixing(task) for task in PEERED if task not in tasks}
         measured = compare(alone, options.repeats) | {task: results[task]["zhixing"] for task in tasks}
-        results["limit"] = limits({task: measured[task]["rate_of_threads"] for task in ("ppo", "dqn")})
+        results["limit"] = limits({task: measured[task]["rate_of_threads"] for task in PEERED})
     if "seeds" in options.only:
         results["seeds"] = {
-            task: compare({str(seeds): zhixing(task, seeds) for seeds in (1, SEEDS)}, options.repeats) for task in TASKS
+            task: compare({str(seeds): zhixing(task, seeds=seeds) for seeds in (1, SEEDS)}, options.repeats)
+            for task in ("ppo", "dqn", "q_learning")
+        }
+    if "replay" in options.only:
+        results["replay"] = {
+            str(capacity): compare(
+                {kind: zhixing("dqn", replay=kind, replay_capacity=capacity) for kind in REPLAYS}, options.repeats
+            )
+            for capacity in CAPACITIES
         }
     print(report(results), end="")
     if options.output:

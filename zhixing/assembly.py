@@ -47,7 +47,8 @@ def build_loop(config: Config, environment: Environment) -> Loop:
             raise UsageError(f"frames of {environment.observation_space} cannot be stacked; set frame_stack to 1")
         transforms.append(FrameStack(settings.frame_stack))
     chain = Chain(tuple(transforms), Spaces(environment.observation_space, environment.action_space))
-    spec = Spec(chain.spaces.observation, chain.spaces.action, config.num_environments, config.total_steps)
+    sizes = config.num_environments, config.total_steps, settings.frame_stack
+    spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes)
     config.algorithm.check(spec)
     return Loop(config.all_seeds, chain, spec)
 

@@ -37,6 +37,7 @@ class Spec:
     action_space: gymnasium.Space
     num_environments: int  # N
     total_steps: int  # environment steps of one seed in the whole run
+    frame_stack: int = 1  # observations that make one, along a first axis of their own if there are several
 
     @property
     def num_actions(self) -> int:
@@ -223,6 +224,7 @@ class OffPolicy(Algorithm):
     n_step: int = 1  # steps of a target before it bootstraps, fewer where the episode ends
     replay: Kind = "uniform"  # or prioritised: which transitions are sampled
     replay_capacity: int = 100_000  # transitions
+    replay_frames: bool = False  # keep each image once, not in every observation that it is part of
     priority_exponent: float = 0.6  # α of prioritised replay: 0 is uniform
     importance_exponent: float = 0.4  # β of prioritised replay at the start; it rises to 1 over the run
     batch_size: int = 64  # B
@@ -250,7 +252,8 @@ class OffPolicy(Algorithm):
             )
 
     def memory(self, spec: Spec, example: Transition) -> Replay:
-        return Replay.create(self.replay_capacity, example, self.replay)
+        stack = 0 if spec.frame_stack == 1 else spec.frame_stack
+        return Replay.create(self.replay_capacity, example, self.replay, stack if self.replay_frames else None)
 
     def update(self, state: Any, batch: Experience, key: jax.Array) -> tuple[Any, dict]:
         """-> state, metrics; among these `td_error` [B], the |δ| of each sample, by which prioritised replay goes."""

@@ -8,7 +8,7 @@ Schaul, Quan, Antonoglou & Silver, "Prioritized experience replay", ICLR 2016, a
     (PER.4)  wᵢ = (n P(i))^-β / maxⱼ wⱼ, over the minibatch            section 3.4
     (PER.5)  a new transition has the greatest priority so far         Algorithm 1, line 6
 
-All three kinds have the same functions: `insert` new transitions, `draw` a minibatch, `update` what was drawn.
+They have the same functions: `insert` new transitions, `forget` some, `draw` a minibatch, `update` what was drawn.
 """
 
 from typing import Literal
@@ -81,14 +81,13 @@ def choose(u: jax.Array, mass: jax.Array) -> jax.Array:
 
 
 class Uniform(eqx.Module):
-    """Every transition alike."""
+    """Every transition alike: nothing to keep."""
 
     def insert(self, index: jax.Array, exponent: jax.Array | float) -> "Uniform":
         return self
 
-    def draw(self, key: jax.Array, count: int, stored: jax.Array) -> tuple[jax.Array, jax.Array]:
-        index = jax.random.randint(key, (count,), 0, stored)
-        return index, jnp.full(count, 1 / stored)
+    def forget(self, index: jax.Array) -> "Uniform":
+        return self
 
     def update(
         self, index: jax.Array, td_error: jax.Array, stored: jax.Array, exponent: jax.Array | float
@@ -111,7 +110,10 @@ class Proportional(eqx.Module):
         mass = jnp.full(index.shape, self.greatest**exponent)
         return Proportional(self.tree.set(index, mass), self.greatest)
 
-    def draw(self, key: jax.Array, count: int, stored: jax.Array) -> tuple[jax.Array, jax.Array]:  # (PER.1)
+    def forget(self, index: jax.Array) -> "Proportional":
+        return eqx.tree_at(lambda x: x.tree, self, self.tree.set(index, jnp.zeros(index.shape)))
+
+    def draw(self, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:  # (PER.1)
         return self.tree.draw(key, count)
 
     def update(
@@ -163,7 +165,10 @@ class Ranked(eqx.Module):
             Staleness(self.staleness.inserted + len(index), self.staleness.updates),
         )
 
-    def draw(self, key: jax.Array, count: int, stored: jax.Array) -> tuple[jax.Array, jax.Array]:  # (PER.1)
+    def forget(self, index: jax.Array) -> "Ranked":
+        return eqx.tree_at(lambda x: x.tree, self, self.tree.set(index, jnp.zeros(index.shape)))
+
+    def draw(self, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:  # (PER.1)
         return self.tree.draw(key, count)
 
     def update(self, index: jax.Array, td_error: jax.Array, stored: jax.Array, exponent: jax.Array | float) -> "Ranked":

@@ -1,19 +1,19 @@
 """Experience replay, shared by every off-policy algorithm.
 
-    storage      what is kept of each transition: all of it, or every image once (`Frames`)
+    storage      what is kept of each transition: all of it, or every image once, see `zhixing.frames`
     priorities   which transitions are drawn: see `zhixing.priorities`
     reading      n steps on from what is drawn, as far as the episode and the ring go
 
 Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching", 1992.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from zhixing.frames import Frames
 from zhixing.priorities import Kind, Proportional, Ranked, Uniform, importance_weights, make_priorities
 from zhixing.shared import Shared
 from zhixing.transition import Experience, Transition
@@ -32,18 +32,26 @@ class Cursor(Shared):
 class Replay(eqx.Module):
     """A ring of the last `capacity` transitions of N environments, one row of N after the other."""
 
-    data: Transition  # [capacity, ...]
+    data: Transition  # [capacity, ...]; without observations where `frames` keeps them
     priorities: Uniform | Proportional | Ranked
     cursor: Cursor
+    frames: Frames | None
     instances: int = eqx.field(static=True)  # N
 
     @classmethod
-    def create(cls, capacity: int, example: Transition, kind: Kind = "uniform") -> "Replay":
-        """An empty ring for transitions shaped as `example` [T, N, ...]; `capacity` is rounded down to whole rows."""
-        instances = jax.tree.leaves(example)[0].shape[1]
+    def create(cls, capacity: int, example: Transition, kind: Kind = "uniform", stack: int | None = None) -> "Replay":
+        """An empty ring for transitions shaped as `example` [T, N, ...]; `capacity` is rounded down to whole rows.
+
+        With `stack`, each image is kept once: observations are stacks of so many frames, or with 0 single images.
+        """
+        instances = example.reward.shape[1]
         capacity -= capacity % instances
+        frames = None if stack is None else Frames.create(capacity, example.observation, stack)
+        if frames is not None:
+            example = example._replace(observation=(), next_observation=())
         data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[2:]), x.dtype), example)
-        return cls(data, make_priorities(kind, capacity), Cursor(jnp.int32(0), jnp.int32(0)), instances)
+        cursor = Cursor(jnp.int32(0), jnp.int32(0))
+        return cls(data, make_priorities(kind, capacity), cursor, frames, instances)
 
     @property
     def capacity(self) -> int:
@@ -54,6 +62,7 @@ class Replay(eqx.Module):
         length, instances = rollout.reward.shape
         count = length * instances
         index = (self.cursor.position + jnp.arange(count)) % self.capacity
+        cursor = self.cursor.advance(count, self.capacity)
 
         def write(data: jax.Array, new: jax.Array) -> jax.Array:
             new = new.reshape(count, *data.shape[1:]).astype(data.dtype)
@@ -61,12 +70,22 @@ class Replay(eqx.Module):
                 return jax.lax.dynamic_update_slice_in_dim(data, new, self.cursor.position, 0)
             return data.at[index].set(new)
 
-        return replace(
-            self,
-            data=jax.tree.map(write, self.data, rollout),
-            priorities=self.priorities.insert(index, exponent),
-            cursor=self.cursor.advance(count, self.capacity),
-        )
+        frames, priorities = self.frames, self.priorities.insert(index, exponent)
+        if frames is not None:
+            frames = frames.write(rollout, index)
+            rollout = rollout._replace(observation=(), next_observation=())
+            # The oldest transitions have lost the frames before them.
+            oldest = (cursor.position + jnp.arange(frames.history * instances)) % self.capacity
+            priorities = priorities.forget(oldest)
+        return Replay(jax.tree.map(write, self.data, rollout), priorities, cursor, frames, instances)
+
+    @property
+    def readable(self) -> jax.Array:
+        """[] transitions that can be drawn: those stored, but for the oldest where these have lost their frames."""
+        if self.frames is None:
+            return self.cursor.size
+        lost = self.frames.history * self.instances
+        return jnp.where(self.cursor.size == self.capacity, self.capacity - lost, self.cursor.size)
 
     def sample(
         self,
@@ -77,11 +96,12 @@ class Replay(eqx.Module):
         importance: jax.Array | float = 0.0,
     ) -> tuple[Experience, jax.Array]:
         """-> `size` experiences [B, ...] of up to `n_step` steps, and their indices; `importance` is β."""
-        index, probability = self.priorities.draw(key, size, self.cursor.size)
         if isinstance(self.priorities, Uniform):
-            weight = jnp.ones(size)
+            age = jax.random.randint(key, (size,), 0, self.readable)  # 0 is the newest
+            index, weight = (self.cursor.position - 1 - age) % self.capacity, jnp.ones(size)
         else:
-            weight = importance_weights(probability, self.cursor.size, importance)
+            index, probability = self.priorities.draw(key, size)
+            weight = importance_weights(probability, self.readable, importance)
         return self.read(index, weight, discount, n_step), index
 
     def read(self, index: jax.Array, weight: jax.Array, discount: jax.Array | float, n_step: int) -> Experience:
@@ -95,15 +115,14 @@ class Replay(eqx.Module):
             reward += jnp.where(goes_on, power * data.reward[last], 0.0)
             power *= jnp.where(goes_on, discount, 1.0)
         first, end = (jax.tree.map(lambda x, i=i: x[i], data) for i in (index, last))
-        return Experience(
-            first.observation,
-            first.action,
-            reward,
-            end.next_observation,
-            power * end.bootstrap,
-            weight,
-            first.extras,
-        )
+        if self.frames is None:
+            observation, next_observation = first.observation, end.next_observation
+        else:
+            observation = self.frames.observation(index)
+            next_observation = self.frames.successor(last, end.ended, self.newest(last))
+            weight = jnp.where(end.truncated & ~end.terminated & self.frames.lost(last), 0.0, weight)
+        discounts = power * end.bootstrap
+        return Experience(observation, first.action, reward, next_observation, discounts, weight, first.extras)
 
     def newest(self, index: jax.Array) -> jax.Array:
         """Whether what was written after `index` is not the next step but the oldest one, or nothing."""
@@ -111,4 +130,4 @@ class Replay(eqx.Module):
 
     def reprioritise(self, index: jax.Array, td_error: jax.Array, exponent: jax.Array | float) -> Any:
         """The priorities after an update with the transitions `index` [B], whose |δ| were `td_error` [B]."""
-        return self.priorities.update(index, td_error, self.cursor.size, exponent)
+        return self.priorities.update(index, td_error, self.readable, exponent)
