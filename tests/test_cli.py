@@ -181,6 +181,15 @@ def test_plot_draws_the_curve(trained, tmp_path):
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_plot_draws_what_was_predicted_beside_what_came(trained, tmp_path):
+    folder, _ = trained
+    metrics = ("--metric", "evaluation/value", "evaluation/discounted_return")
+    succeed("plot", folder, *metrics, "--output", tmp_path / "before.svg")
+    succeed("plot", "--output", tmp_path / "after.svg", *metrics, folder)
+    assert (tmp_path / "before.svg").read_bytes() == (tmp_path / "after.svg").read_bytes()
+    assert refused("plot", "--metric", "evaluation/value") == "no run to plot; name one run directory or more"
+
+
 # ------------------------------------------------------------------------------------------------------ how it ends
 
 

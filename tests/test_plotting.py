@@ -63,12 +63,50 @@ def test_training_return_is_held_between_episodes(tmp_path):
 def test_legend_names_runs_and_seeds(tmp_path):
     directories = [run(tmp_path / "a" / "x"), run(tmp_path / "b" / "x", seeds=1)]
     curves = [plotting._curve(directory, "evaluation/return", "steps") for directory in directories]
-    figure = plotting._draw(curves, ["PPO", "DQN"], "evaluation/return", "steps", "title")
+    figure = plotting._draw({"evaluation/return": curves}, ["PPO", "DQN"], "steps", "title")
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["PPO (4 seeds)", "DQN (1 seed)"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("environment steps", "evaluation return")
     assert plotting._labels(directories[:1]) == ["x"]
     assert plotting._labels(directories) == [str(directory) for directory in directories]
+
+
+def test_several_metrics_in_one_figure(tmp_path):
+    """Colour is the run, dash the metric; the legend names each once."""
+    directories, metrics = [run(tmp_path / "a"), run(tmp_path / "b", seeds=1)], ["evaluation/return", "episode/return"]
+    curves = {name: [plotting._curve(directory, name, "steps") for directory in directories] for name in metrics}
+    axes = plotting._draw(curves, ["PPO", "DQN"], "steps", None).axes[0]
+    lines = [line for line in axes.get_lines() if len(line.get_xdata())]
+    assert [line.get_linestyle() for line in lines] == ["-", "-", "--", "--"]
+    assert [line.get_color() for line in lines] == [*plotting.PALETTE[:2]] * 2
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "PPO (4 seeds)", "DQN (1 seed)", "evaluation return", "episode return"
+    ]  # fmt: skip
+    assert axes.get_ylabel() == ""
+    both = plot_runs(directories, tmp_path / "both.svg", metric=metrics)
+    assert both.read_bytes() != plot_runs(directories, tmp_path / "one.svg", metric=metrics[:1]).read_bytes()
+    one = plot_runs(directories, tmp_path / "same.svg", metric="evaluation/return")
+    assert one.read_bytes() == (tmp_path / "one.svg").read_bytes()
+
+
+def test_comparison_draws_curves_beside_final_scores(tmp_path):
+    labels = [f"rung {index}" for index in range(9)]  # more than there are colours
+    directories = [run(tmp_path / label, start=100 * index) for index, label in enumerate(labels)]
+    scores = [100.0 * index + np.arange(4) for index in range(9)]
+    curves = [plotting._curve(directory, "evaluation/return", "steps") for directory in directories]
+    left, right = plotting._draw_comparison(curves, labels, scores, "title").axes
+    assert [line.get_label() for line in left.get_lines()] == labels
+    looks = [(line.get_color(), line.get_linestyle()) for line in left.get_lines()]
+    assert len(set(looks)) == 9
+    assert [text.get_text() for text in right.get_yticklabels()] == labels
+    assert [text.get_color() for text in right.get_yticklabels()] == [color for color, _ in looks]
+    marks = right.get_lines()
+    assert [line.get_xdata().tolist() for line in marks[2::3]] == [[score.mean()] for score in scores]  # 1.5 of 0..3
+    for line, score in zip(marks[1::3], scores, strict=True):
+        np.testing.assert_allclose(line.get_xdata(), plotting.bootstrap_interval(score))
+    outputs = [tmp_path / "x.png", tmp_path / "x.svg"]
+    plotting.plot_comparison(directories, labels, scores, outputs, "对比")
+    assert outputs[0].read_bytes().startswith(b"\x89PNG") and b"<svg" in outputs[1].read_bytes()
 
 
 def test_no_warning_and_no_global_state(tmp_path, caplog):
@@ -107,6 +145,8 @@ def test_errors(tmp_path):
         plot_runs([run(tmp_path / "empty", steps=[])], picture)
     with pytest.raises(UsageError, match="2 labels for 1 runs"):
         plot_runs([one], picture, labels=["a", "b"])
+    with pytest.raises(UsageError, match="no metric to plot"):
+        plot_runs([one], picture, metric=[])
     with pytest.raises(UsageError, match="no run to plot"):
         plot_runs([], picture)
     assert not picture.exists()

@@ -111,6 +111,19 @@ def test_nothing_is_overwritten(tmp_path):
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
 
+def test_column_that_an_older_version_did_not_write(tmp_path):
+    write(tmp_path, [10, 20])
+    wider = [*COLUMNS[:1], "evaluation/value", *COLUMNS[1:]]
+    with Records(tmp_path, SEEDS, wider, resume_step=10) as records:
+        records.row(30, 4.0, {"evaluation/value": 1.0, "loss/policy": 2.0})
+    table = read_metrics(tmp_path)
+    assert list(table) == ["step", "seconds", "seed", *wider]
+    assert table["step"].tolist() == [10] * 3 + [30] * 3
+    np.testing.assert_array_equal(table["evaluation/value"], [np.nan] * 3 + [1.0] * 3)
+    np.testing.assert_allclose(table["loss/policy"], [10, 10.1, 10.2, 2, 2, 2], rtol=1e-6)
+    np.testing.assert_allclose(table["evaluation/return"][:3], [20, 20.2, 20.4], rtol=1e-6)
+
+
 def test_wrong_metrics(tmp_path):
     with Records(tmp_path, SEEDS, COLUMNS) as records:
         with pytest.raises(UsageError, match=r"unknown metric 'loss/polcy'; did you mean 'loss/policy'\?"):

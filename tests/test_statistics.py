@@ -6,7 +6,14 @@ import time
 import numpy as np
 import pytest
 
-from zhixing.statistics import bootstrap_interval, hold_last, iqm, summary
+from zhixing.statistics import (
+    bootstrap_interval,
+    hold_last,
+    improvement_interval,
+    iqm,
+    probability_of_improvement,
+    summary,
+)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 8, 10, 16, 33])
@@ -96,3 +103,45 @@ def test_summary():
     assert json.loads(json.dumps(result)) == result
     with pytest.raises(ValueError, match=r"\[S, E\]"):
         summary([1.0, 2.0])
+
+
+# ------------------------------------------------------------------------------------------- probability of improvement
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (2, 5), (8, 8), (16, 3)])
+def test_probability_of_improvement_is_mann_and_whitneys_u(n, m):
+    stats = pytest.importorskip("scipy.stats")
+    generator = np.random.default_rng(n)
+    x, y = generator.integers(0, 6, n), generator.integers(0, 6, m)  # with ties
+    expected = stats.mannwhitneyu(x, y).statistic / (n * m)
+    assert probability_of_improvement(x, y) == pytest.approx(expected)
+    assert probability_of_improvement(y, x) == pytest.approx(1 - expected)
+
+
+def test_probability_of_improvement_known_values():
+    assert probability_of_improvement([3, 4], [1, 2]) == 1.0
+    assert probability_of_improvement([1, 1], [1, 1, 1]) == 0.5
+    assert probability_of_improvement([1, 3], [2, 3]) == 0.375  # 0, 0, 1, 1/2
+    assert probability_of_improvement([np.inf], [1]) == 1.0
+    assert np.isnan(probability_of_improvement([1, np.nan], [1]))
+    with pytest.raises(ValueError, match=r"x and y must be \[n\] and \[m\]"):
+        probability_of_improvement([], [1])
+
+
+def test_improvement_interval_is_that_of_resampled_seeds():
+    """Against the bootstrap written out: each side's seeds drawn among themselves."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(0.7, 1, 9).round(1), generator.normal(0, 1, 7).round(1)
+    estimates = [
+        probability_of_improvement(generator.choice(x, len(x)), generator.choice(y, len(y))) for _ in range(20_000)
+    ]
+    low, high = improvement_interval(x, y, resamples=20_000)
+    assert (low, high) == pytest.approx(tuple(np.quantile(estimates, [0.025, 0.975])), abs=0.015)
+    assert low < probability_of_improvement(x, y) < high
+    assert improvement_interval(x, y) == improvement_interval(x, y)
+    assert improvement_interval(y, x)[0] == pytest.approx(1 - high, abs=0.02)
+
+
+def test_improvement_interval_without_anything_to_resample():
+    assert improvement_interval([3.0, 4.0], [1.0, 2.0]) == pytest.approx((1.0, 1.0))
+    assert improvement_interval([1.0], [2.0]) == (0.0, 0.0)

@@ -14,6 +14,7 @@ from typing import Any
 _HOMES = {
     "train": "zhixing.training",
     "resume": "zhixing.training",
+    "compare": "zhixing.comparison",
     "make": "zhixing.environments",
     "JaxEnvironment": "zhixing.environments.jax_adapter",
     "TabularEnv": "zhixing.environments.tabular",

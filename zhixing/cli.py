@@ -1,4 +1,4 @@
-"""The command line: `zhixing train | resume | evaluate | watch | plot | list`.
+"""The command line: `zhixing train | compare | resume | evaluate | watch | plot | list`.
 
 Heavy imports happen inside the commands, so that `zhixing --help` answers at once.
 """
@@ -25,6 +25,7 @@ EPILOG = """examples:
   zhixing evaluate runs/… --episodes 100 --json
   zhixing watch runs/… --output episode.gif
   zhixing plot runs/… runs/… --output curves.png
+  zhixing compare dqn CartPole-v1 --seeds 8        a ladder of settings: one figure, one table
 """
 
 
@@ -53,7 +54,7 @@ def train(arguments: Sequence[str]) -> None:
     flags.epilog = "For the settings of an algorithm: zhixing train ppo CartPole-v1 --help"
     wants_help = "--help" in arguments or "-h" in arguments
     own, words = flags.parse_known_args([a for a in arguments if a not in ("--help", "-h")])
-    names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    names = leading_names(words)
     if wants_help and not names:
         flags.print_help()
         return
@@ -61,8 +62,6 @@ def train(arguments: Sequence[str]) -> None:
         raise UsageError("which algorithm, on what? for example: zhixing train ppo CartPole-v1")
     if not names:
         raise UsageError(f"the algorithm and the environment come first, then {words[0]}; see zhixing train --help")
-    if len(names) > 2:
-        raise UsageError(f"'{names[2]}' is one word too many; settings are given as --name value")
 
     from zhixing import config as configs
     from zhixing.flags import read_flags
@@ -77,6 +76,52 @@ def train(arguments: Sequence[str]) -> None:
     from zhixing.training import train_config
 
     train_config(config, own.run_dir, own.quiet)
+
+
+def compare(arguments: Sequence[str]) -> None:
+    """Train a ladder of settings, and say which rung is better than which."""
+    flags = parser("compare", "Train the rungs of a ladder with several seeds each: one figure and one table.")
+    flags.usage = (
+        "zhixing compare LADDER [ENVIRONMENT] [settings]  |  zhixing compare LADDER.yaml [ENVIRONMENT] [settings]  |  "
+        "zhixing compare FOLDER"
+    )
+    flags.add_argument("--rungs", nargs="+", help="only these (default: all)")
+    flags.add_argument("--run-dir", type=Path, help="the comparison's folder (default: a new one under runs/)")
+    flags.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    flags.epilog = "FOLDER goes on with a comparison that was stopped. Settings are of every rung, as in zhixing train."
+    if {"--help", "-h"} & set(arguments):
+        from zhixing.ladders import ladder_names
+
+        flags.epilog += f" Ladders: {', '.join(ladder_names())}."
+    own, words = flags.parse_known_args(arguments)
+    names = leading_names(words)
+    if not names:
+        raise UsageError("which ladder, on what? for example: zhixing compare dqn CartPole-v1")
+
+    from zhixing import comparison
+    from zhixing.flags import read_flags
+    from zhixing.ladders import load_ladder, rung_configs
+
+    if comparison.is_folder(names[0]):
+        if len(words) > 1 or own.rungs or own.run_dir:
+            raise UsageError(
+                f"a comparison goes on with the settings in its folder; for others: zhixing compare "
+                f"{Path(names[0]) / comparison.FILE} …"
+            )
+        comparison.go_on(Path(names[0]), own.quiet)
+        return
+    ladder = load_ladder(names[0])
+    environment = names[1] if len(names) == 2 else None
+    rungs = rung_configs(ladder, environment, lambda config: read_flags(words[len(names) :], config), own.rungs)
+    comparison.start(ladder, rungs, own.run_dir, own.quiet)
+
+
+def leading_names(words: Sequence[str]) -> list[str]:
+    """What the settings are of: the one or two words before the first flag."""
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    if len(names) > 2:
+        raise UsageError(f"'{names[2]}' is one word too many; settings are given as --name value")
+    return names
 
 
 def chosen_settings(names: Sequence[str]) -> dict[str, Any]:
@@ -207,16 +252,19 @@ def stacked_maker(id: str, frames: int) -> Callable[..., Any] | None:
 def plot(arguments: Sequence[str]) -> None:
     """Draw learning curves of one or many runs."""
     flags = parser("plot", "Draw learning curves: IQM over seeds with its 95 % bootstrap interval.")
-    flags.add_argument("runs", type=Path, nargs="+", help="run folders")
+    flags.add_argument("runs", type=Path, nargs="*", help="run folders")
     flags.add_argument("--output", type=Path, default=Path("curves.png"), help="a .png, .svg or .pdf")
-    flags.add_argument("--metric", default="evaluation/return", help="a column of metrics.csv")
+    flags.add_argument("--metric", nargs="+", default=["evaluation/return"], help="columns of metrics.csv")
     flags.add_argument("--x", choices=("steps", "time"), default="steps")
     flags.add_argument("--labels", nargs="+", help="one for each run")
     flags.add_argument("--title")
     own = flags.parse_args(arguments)
     from zhixing.plotting import plot_runs
 
-    print(plot_runs(own.runs, own.output, own.metric, own.x, own.title, own.labels))
+    # A run may also come after the metrics.
+    folders = [word for word in own.metric if Path(word).is_dir()]
+    metrics = [word for word in own.metric if word not in folders]
+    print(plot_runs([*own.runs, *map(Path, folders)], own.output, metrics, own.x, own.title, own.labels))
 
 
 def list_all(arguments: Sequence[str]) -> None:
@@ -231,6 +279,7 @@ def list_all(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
+    "compare": compare,
     "resume": resume,
     "evaluate": evaluate,
     "watch": watch,

@@ -1,4 +1,14 @@
-"""Evaluation, apart from training: the greedy policy in environments and episodes of its own."""
+"""Evaluation, apart from training: the greedy policy in environments and episodes of its own.
+
+Besides the returns it holds against each other what the algorithm predicts and what then comes:
+
+    (E.1)  V(s₀) at the first observation of each episode; for value learners maxₐ Q(s₀, a)
+    (E.2)  G(s₀) = Σₜ γᵗ rₜ over the same episode, the rewards as training tells them to the algorithm
+
+Their means differ by the overestimation. van Hasselt, Guez & Silver, "Deep reinforcement learning with double
+Q-learning", 2016, figure 3. Start states only: what a time limit of T steps cuts off weighs about γᵀ there, and more
+and more for the states that come later.
+"""
 
 from typing import Any, NamedTuple
 
@@ -8,10 +18,19 @@ import numpy as np
 
 from zhixing.core import Algorithm
 from zhixing.environments.base import Batch, Environment
-from zhixing.environments.transforms import Chain
+from zhixing.environments.transforms import Chain, ScaleReward
 from zhixing.shared import over_seeds
 
 EVALUATION_STREAM = 0x5EED  # sets evaluation's random numbers apart from training's with the same seed
+
+
+class Played(NamedTuple):
+    """Episodes that are over; each [S, episodes]."""
+
+    returns: np.ndarray  # undiscounted, the environment's own rewards
+    lengths: np.ndarray
+    values: np.ndarray  # V(s₀) (E.1); NaN where the algorithm has no discount or no value
+    discounted_returns: np.ndarray  # G(s₀) (E.2); NaN there too
 
 
 class Progress(NamedTuple):
@@ -22,12 +41,19 @@ class Progress(NamedTuple):
     observation: Any  # [S, E, ...]
     returns: jax.Array  # [S, E, k]
     lengths: jax.Array  # [S, E, k] int32
+    values: jax.Array  # [S, E, k]
+    discounted_returns: jax.Array  # [S, E, k]
     finished: jax.Array  # [S, E] int32, episodes over
     key: jax.Array  # [S, 2]
 
 
+def predicts(algorithm: Algorithm) -> bool:
+    """Whether it says what it expects: a user's own algorithm may have no discount, or no value."""
+    return hasattr(algorithm, "discount") and type(algorithm).value is not Algorithm.value
+
+
 class Evaluator:
-    """Plays `episodes` greedy episodes with each seed's policy; the returns are the environment's own, undiscounted.
+    """Plays `episodes` greedy episodes with each seed's policy.
 
     Each of the instances of one seed plays the same number of episodes.
     """
@@ -47,8 +73,8 @@ class Evaluator:
         self._play = jax.jit(self.play)
         self.compiled = environment.compiled
 
-    def __call__(self, algorithm: Algorithm, learner: Any, transforms: Any, step: int) -> tuple[Any, Any]:
-        """-> returns and lengths [S, episodes] of episodes that depend on the seeds and `step` alone."""
+    def __call__(self, algorithm: Algorithm, learner: Any, transforms: Any, step: int) -> Played:
+        """Episodes that depend on the seeds and `step` alone."""
         keys = jnp.stack([jax.random.fold_in(jax.random.PRNGKey(seed), EVALUATION_STREAM) for seed in self.seeds])
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step)))(keys)
         environment, observation = self._reset(keys[:, 0])
@@ -57,11 +83,12 @@ class Evaluator:
             progress = self._play(algorithm, learner, progress)
         else:
             while np.asarray(progress.finished).min() < self.each:
-                key, action = self._act(algorithm, learner, progress)
+                key, values, action = self._act(algorithm, learner, progress)
                 environment, timestep = self.batch.step(progress.environment, np.asarray(action), None)
-                progress = self._count(progress._replace(environment=environment, key=key), timestep)
-        shape = (len(self.seeds), self.episodes)
-        return np.asarray(progress.returns).reshape(shape), np.asarray(progress.lengths).reshape(shape)
+                progress = progress._replace(environment=environment, values=values, key=key)
+                progress = self._count(algorithm, progress, timestep)
+        played = progress.returns, progress.lengths, progress.values, progress.discounted_returns
+        return Played(*(np.asarray(x).reshape(len(self.seeds), self.episodes) for x in played))
 
     def begin(self, environment: Any, transforms: Any, observation: Any, key: jax.Array) -> Progress:
         count = len(self.seeds)
@@ -70,18 +97,39 @@ class Evaluator:
             lambda state, x: self.chain.reset(state, x, training=False), count, transforms, observation
         )
         zeros = jnp.zeros((count, self.instances, self.each))
+        lengths, unknown = zeros.astype(jnp.int32), jnp.full_like(zeros, jnp.nan)
         finished = jnp.zeros((count, self.instances), jnp.int32)
-        return Progress(environment, transforms, observation, zeros, zeros.astype(jnp.int32), finished, key)
+        return Progress(environment, transforms, observation, zeros, lengths, unknown, zeros, finished, key)
 
-    def act(self, algorithm: Algorithm, learner: Any, progress: Progress) -> tuple[jax.Array, Any]:
-        """-> the next key, the greedy action in the environment's units [S, E, ...]."""
+    def act(self, algorithm: Algorithm, learner: Any, progress: Progress) -> tuple[jax.Array, jax.Array, Any]:
+        """-> the next key, the values with those of episodes that begin, the greedy action [S, E, ...]."""
+        values = self.predict(algorithm, learner, progress) if predicts(algorithm) else progress.values
         action = over_seeds(algorithm.policy, len(self.seeds), learner, progress.observation)
-        return jax.vmap(lambda key: jax.random.split(key)[0])(progress.key), self.chain.action(action)
+        # The action is in the environment's units.
+        return jax.vmap(lambda key: jax.random.split(key)[0])(progress.key), values, self.chain.action(action)
 
-    def count(self, progress: Progress, timestep: Any) -> Progress:
+    def predict(self, algorithm: Algorithm, learner: Any, progress: Progress) -> jax.Array:
+        """Book V(s₀) of the episodes that begin (E.1); at other steps nothing is computed."""
+        begins = self.slot(progress) & (progress.lengths == 0)
+
+        def at_start(values: jax.Array) -> jax.Array:
+            value = over_seeds(algorithm.value, len(self.seeds), learner, progress.observation)
+            return jnp.where(begins, value[..., None], values)
+
+        return jax.lax.cond(begins.any(), at_start, lambda values: values, progress.values)
+
+    def slot(self, progress: Progress) -> jax.Array:
+        """[S, E, k], true at the place of the episode under way; nowhere once the last one is over."""
+        return jnp.arange(self.each) == progress.finished[..., None]
+
+    def count(self, algorithm: Algorithm, progress: Progress, timestep: Any) -> Progress:
         """Book one step into the slot of the episode under way; beyond the last slot it is dropped."""
-        slot = jnp.arange(self.each) == progress.finished[..., None]
+        slot = self.slot(progress)
         returns = progress.returns + jnp.where(slot, timestep.reward[..., None], 0.0)
+        told = over_seeds(self.told, len(self.seeds), progress.transforms, timestep.reward)
+        discount: Any = getattr(algorithm, "discount", None)
+        discounted = discount**progress.lengths * told[..., None] if predicts(algorithm) else jnp.nan  # (E.2)
+        discounted_returns = progress.discounted_returns + jnp.where(slot, discounted, 0.0)
         lengths = progress.lengths + slot
         finished = progress.finished + (timestep.terminated | timestep.truncated)
         transforms, timestep = over_seeds(
@@ -92,8 +140,17 @@ class Evaluator:
             observation=timestep.observation,
             returns=returns,
             lengths=lengths,
+            discounted_returns=discounted_returns,
             finished=finished,
         )
+
+    def told(self, states: tuple, reward: jax.Array) -> jax.Array:
+        """`reward` [E] of one seed in the unit of its values: as `ScaleReward` scales it, by training's statistics."""
+        for transform, state in zip(self.chain.transforms, states, strict=True):
+            if isinstance(transform, ScaleReward):
+                scaled = reward * jax.lax.rsqrt(state.statistics.variance + 1e-8)
+                reward = jnp.clip(scaled, -transform.limit, transform.limit)
+        return reward
 
     def play(self, algorithm: Algorithm, learner: Any, progress: Progress) -> Progress:
         """The whole evaluation as one program."""
@@ -103,9 +160,10 @@ class Evaluator:
 
         def one_step(progress: Progress) -> Progress:
             environment_key = jax.vmap(lambda key: jax.random.split(key)[1])(progress.key)
-            key, action = self.act(algorithm, learner, progress)
+            key, values, action = self.act(algorithm, learner, progress)
             environment, timestep = self.batch.step(progress.environment, action, environment_key)
-            return self.count(progress._replace(environment=environment, key=key), timestep)
+            progress = progress._replace(environment=environment, values=values, key=key)
+            return self.count(algorithm, progress, timestep)
 
         return jax.lax.while_loop(unfinished, one_step, progress)
 

@@ -2,11 +2,12 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .errors import UsageError, unknown
 from .records import EVALUATION, read_metrics
@@ -14,7 +15,7 @@ from .statistics import bootstrap_interval, hold_last, iqm
 
 # Okabe and Ito's palette ("Color universal design", 2008), told apart by colour-blind readers too; dark ones first.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", ":", "-.")  # where there are more runs than colours
+_DASHES = ("-", "--", ":", "-.")  # one a metric, or where there are more runs than colours
 _FORMATS = ("png", "svg", "pdf")
 _DATE = {"svg": "Date", "pdf": "CreationDate"}  # left out: the same runs give the same file
 _AXES = {"steps": "environment steps", "time": "wall-clock time (s)"}
@@ -39,7 +40,7 @@ _CJK_FONTS = (
 def plot_runs(
     run_directories: Sequence[str | os.PathLike],
     output: str | os.PathLike,
-    metric: str = EVALUATION,
+    metric: str | Sequence[str] = EVALUATION,
     x: str = "steps",
     title: str | None = None,
     labels: Sequence[str] | None = None,
@@ -48,6 +49,7 @@ def plot_runs(
 
     One curve a run, over the steps that its own table holds: the IQM over its seeds with the 95 % bootstrap
     interval, at the steps where every seed has a number (of the group `episode/`, a seed keeps its last one).
+    `metric`: a column, or several: then a run's curves have one colour, and each metric a dash of its own.
     `x`: "steps" (environment steps of one seed) or "time" (seconds). `labels`: one a run; default the folder's
     name, or the path where two folders share a name. Raises UsageError for what is no run, has no such metric or
     no number of it yet, and for an unknown format.
@@ -65,17 +67,38 @@ def plot_runs(
         labels = _labels(run_directories)
     elif len(labels) != len(run_directories):
         raise UsageError(f"{len(labels)} labels for {len(run_directories)} runs; give one label a run")
-    curves = [_curve(directory, metric, x) for directory in run_directories]
+    metrics = [metric] if isinstance(metric, str) else metric
+    if not metrics:
+        raise UsageError("no metric to plot; name a column of metrics.csv")
+    curves = {name: [_curve(directory, name, x) for directory in run_directories] for name in metrics}
+    _save(lambda: _draw(curves, labels, x, title), output)
+    return output
 
+
+def plot_comparison(
+    run_directories: Sequence[str | os.PathLike],
+    labels: Sequence[str],
+    scores: Sequence[npt.ArrayLike],
+    outputs: Sequence[Path],
+    title: str,
+) -> None:
+    """Draw the learning curves of runs beside the IQM and interval of their final `scores`, [S] of each run."""
+    curves = [_curve(directory, EVALUATION, "steps") for directory in run_directories]
+    _save(lambda: _draw_comparison(curves, labels, [np.asarray(score) for score in scores], title), *outputs)
+
+
+def _save(draw: Callable[[], Any], *outputs: Path) -> None:
+    """The figure that `draw` makes, into files; their endings are among _FORMATS."""
     import matplotlib
 
     with matplotlib.rc_context(_style()), warnings.catch_warnings():
         # Without a CJK font a Chinese label shows boxes; the picture is still good.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure = _draw(curves, labels, metric, x, title)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(output, format=form, metadata=None if form == "png" else {_DATE[form]: None})
-    return output
+        figure = draw()
+        for output in outputs:
+            form = output.suffix.lower().removeprefix(".")
+            output.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(output, format=form, metadata=None if form == "png" else {_DATE[form]: None})
 
 
 def _labels(directories: Sequence[str | os.PathLike]) -> list[str]:
@@ -121,39 +144,89 @@ def _style() -> Any:
     }
 
 
-def _draw(curves: Sequence[tuple], labels: Sequence[str], metric: str, x: str, title: str | None) -> Any:
+def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    figure = Figure(figsize=(7, 4.2), dpi=160, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for index, ((position, values), label) in enumerate(zip(curves, labels, strict=True)):
-        color, dash = PALETTE[index % len(PALETTE)], _DASHES[index // len(PALETTE) % len(_DASHES)]
-        seeds = len(values)
-        low, high = bootstrap_interval(values)
-        axes.fill_between(position, low, high, color=color, alpha=0.16, linewidth=0)
-        name = f"{label} ({seeds} seed{'s' if seeds > 1 else ''})"
-        marker = "o" if len(position) == 1 else None  # a line of one point would not show
-        axes.plot(position, iqm(values), color=color, linestyle=dash, linewidth=1.8, marker=marker, label=name)
+    return figure
 
-    axes.set_xlabel(_AXES[x])
-    axes.set_ylabel(metric.replace("/", " ").replace("_", " "))
-    axes.xaxis.set_major_locator(MaxNLocator(7))
-    if x == "steps":
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.margins(x=0.01)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9a9a9a")
-    axes.tick_params(color="#9a9a9a", labelcolor="#333333")
-    axes.legend(frameon=False, loc="best", title="IQM, 95 % interval" if _has_band(curves) else None, alignment="left")
+
+def _draw(curves: Mapping[str, Sequence[tuple]], labels: Sequence[str], x: str, title: str | None) -> Any:
+    """`curves`: of each metric, one a run, as `_curve` gives it."""
+    figure = _figure(7, 4.2)
+    axes = figure.add_subplot()
+    several = len(curves) > 1
+    for number, (metric, of_runs) in enumerate(curves.items()):
+        for index, ((position, values), label) in enumerate(zip(of_runs, labels, strict=True)):
+            color, dash = _look(index)
+            seeds = len(values)
+            name = f"{label} ({seeds} seed{'s' if seeds > 1 else ''})" if number == 0 else None
+            _line(axes, position, values, color, _DASHES[number % len(_DASHES)] if several else dash, name)
+        if several:
+            axes.plot([], [], color="#555555", linestyle=_DASHES[number % len(_DASHES)], label=_words(metric))
+
+    axes.set_ylabel(_words(next(iter(curves))) if not several else "")
+    _tidy(axes, x)
+    has_band = any(len(values) > 1 for of_runs in curves.values() for _, values in of_runs)
+    axes.legend(frameon=False, loc="best", title="IQM, 95 % interval" if has_band else None, alignment="left")
     if title:
         axes.set_title(title, loc="left", fontsize=13, pad=10)  # not bold: most CJK fonts have no bold face
     return figure
 
 
-def _has_band(curves: Sequence[tuple]) -> bool:
-    return any(len(values) > 1 for _, values in curves)
+def _draw_comparison(curves: Sequence[tuple], labels: Sequence[str], scores: Sequence[np.ndarray], title: str) -> Any:
+    figure = _figure(10, max(4.0, 1.6 + 0.42 * len(labels)))
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    for index, ((position, values), of_seeds) in enumerate(zip(curves, scores, strict=True)):
+        color, dash = _look(index)
+        _line(left, position, values, color, dash, labels[index])
+        low, high = bootstrap_interval(of_seeds)
+        right.plot(of_seeds, np.full(len(of_seeds), index + 0.18), ".", color=color, alpha=0.35, markersize=4)
+        right.plot([low, high], [index, index], color=color, linestyle=dash, linewidth=2.4, solid_capstyle="butt")
+        right.plot([iqm(of_seeds)], [index], "o", color=color, markersize=6)
+    left.set_ylabel(_words(EVALUATION))
+    _tidy(left, "steps")
+    right.set_yticks(range(len(labels)), labels)
+    right.set_ylim(len(labels) - 0.5, -0.5)  # the first on top
+    right.set_xlabel("final return: IQM, 95 % interval; each seed")
+    right.locator_params(axis="x", nbins=5)
+    _tidy(right)
+    for index, label in enumerate(right.get_yticklabels()):
+        label.set_color(_look(index)[0])
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def _look(index: int) -> tuple[str, str]:
+    """The colour and dash of a run."""
+    return PALETTE[index % len(PALETTE)], _DASHES[index // len(PALETTE) % len(_DASHES)]
+
+
+def _line(axes: Any, position: np.ndarray, values: np.ndarray, color: str, dash: str, label: str | None) -> None:
+    """The IQM of `values` [S, T] and its interval."""
+    low, high = bootstrap_interval(values)
+    axes.fill_between(position, low, high, color=color, alpha=0.16, linewidth=0)
+    marker = "o" if len(position) == 1 else None  # a line of one point would not show
+    axes.plot(position, iqm(values), color=color, linestyle=dash, linewidth=1.8, marker=marker, label=label)
+
+
+def _words(metric: str) -> str:
+    return metric.replace("/", " ").replace("_", " ")
+
+
+def _tidy(axes: Any, x: str | None = None) -> None:
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    if x is not None:
+        axes.set_xlabel(_AXES[x])
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.margins(x=0.01)
+    if x == "steps":
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9a9a9a")
+    axes.tick_params(color="#9a9a9a", labelcolor="#333333")

@@ -72,9 +72,9 @@ class Records:
     `iqm/low` and `iqm/high`, in the same chart. The IQM is written where every seed has a number; for metrics of
     the group `episode/` a seed without a finished episode keeps its last one.
 
-    `resume_step`: the step of the checkpoint that the run goes on from: later rows are removed. Write a step's row
-    before its checkpoint. Raises UsageError where a new run would overwrite an old one, or an old one has other
-    columns.
+    `resume_step`: the step of the checkpoint that the run goes on from: later rows are removed; columns that the old
+    rows lack are empty there. Write a step's row before its checkpoint. Raises UsageError where a new run would
+    overwrite an old one, or an old one has a column that is not among `columns`.
     """
 
     def __init__(
@@ -185,9 +185,13 @@ def _cell(value: np.floating) -> str:
 def _cut(path: Path, header: str, resume_step: int) -> None:
     """Remove the rows after `resume_step` and a half-written last line, all or nothing."""
     lines = _whole_lines(path) if path.exists() else []
-    if lines and lines[0] != header:
-        raise UsageError(f"'{path}' has other columns than this run; resume with the version that wrote it")
     kept = [line for line in lines[1:] if int(line.partition(",")[0]) <= resume_step]
+    if lines and lines[0] != header:  # an older version wrote it
+        old, new = (next(csv.reader([line])) for line in (lines[0], header))
+        if not set(old) <= set(new):
+            raise UsageError(f"'{path}' has other columns than this run; resume with the version that wrote it")
+        rows = (dict(zip(old, cells, strict=True)) for cells in csv.reader(kept))
+        kept = [_line([row.get(name, "") for name in new]) for row in rows]
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8", newline="") as file:
         file.write("".join([header, *kept]))

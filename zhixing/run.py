@@ -130,9 +130,9 @@ class TrainedRun:
         if episodes < 1:
             raise UsageError(f"episodes is {episodes}; it must be 1 or more")
         evaluator = build_evaluator(self.config, self.environment, self.loop, episodes)
-        returns, _ = evaluator(self.algorithm, self._learner, self._transforms, self.step + 1)
+        played = evaluator(self.algorithm, self._learner, self._transforms, self.step + 1)
         evaluator.close()
-        return statistics.summary(returns)
+        return statistics.summary(played.returns)
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from zhixing.drivers.host import HostDriver
 from zhixing.drivers.loop import Run, empty_window
 from zhixing.environments.base import Environment
 from zhixing.errors import Diverged, Interrupted, UsageError
+from zhixing.evaluate import predicts
 from zhixing.records import LiveView, Records
 
 PIECE_SECONDS = 0.3  # how long the program runs between two looks at Ctrl-C and the progress bar
@@ -186,9 +187,12 @@ class Trainer:
         metrics["time/steps_per_second"] = self.step * self.config.seeds / self.seconds if self.seconds else np.nan
         improved = False
         if evaluate:
-            returns, lengths = self.evaluator(self.algorithm, self.run.learner, self.run.transforms, self.step)
-            metrics |= {"evaluation/return": returns.mean(1), "evaluation/length": lengths.mean(1)}
-            score = float(statistics.iqm(returns.mean(1)))
+            played = self.evaluator(self.algorithm, self.run.learner, self.run.transforms, self.step)
+            metrics |= {"evaluation/return": played.returns.mean(1), "evaluation/length": played.lengths.mean(1)}
+            if predicts(self.algorithm):
+                metrics["evaluation/value"] = played.values.mean(1)
+                metrics["evaluation/discounted_return"] = played.discounted_returns.mean(1)
+            score = float(statistics.iqm(played.returns.mean(1)))
             improved = score >= self.best  # of equals the later: it has learned more
             self.best = max(score, self.best)
         records.row(self.step, self.seconds, metrics)
@@ -201,6 +205,7 @@ class Trainer:
             *(f"train/{name}" for name in self.metric_names),
             "episode/return", "episode/length", "episode/count",
             "evaluation/return", "evaluation/length",
+            *(("evaluation/value", "evaluation/discounted_return") if predicts(self.algorithm) else ()),
             "time/updates", "time/steps_per_second",
         ]  # fmt: skip
 
@@ -217,7 +222,7 @@ class Trainer:
     def summary(self, view: LiveView) -> dict[str, Any]:
         """Evaluate what was learned, and write `summary.json`."""
         evaluator = build_evaluator(self.config, self.environment, self.loop, self.config.evaluation.final_episodes)
-        returns, _ = evaluator(self.algorithm, self.run.learner, self.run.transforms, self.step + 1)
+        played = evaluator(self.algorithm, self.run.learner, self.run.transforms, self.step + 1)
         evaluator.close()
         summary = {
             "algorithm": configs.to_mapping(self.config)["algorithm"]["name"],
@@ -229,7 +234,7 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "compile_seconds": round(self.compile_seconds, 3),
             "steps_per_second": round(self.step * self.config.seeds / self.seconds, 1),
-            "evaluation": statistics.summary(returns),
+            "evaluation": statistics.summary(played.returns),
             "versions": {name: version(name) for name in ("zhixing", "jax", "gymnasium")},
             "python": platform.python_version(),
             "device": jax.devices()[0].device_kind,

@@ -4,6 +4,8 @@ A run folder holds `config.yaml` (complete, rerunnable), `metrics.csv`, `tensorb
 run is over, `summary.json`.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -44,8 +46,15 @@ def described(trainer: Trainer) -> dict[str, str]:
     return shown
 
 
-def carry_out(config: Config, environment: Environment, directory: Path, resume: bool, quiet: bool) -> dict[str, Any]:
-    """Train, with records and the live view; returns the summary."""
+def carry_out(
+    config: Config,
+    environment: Environment,
+    directory: Path,
+    resume: bool,
+    quiet: bool,
+    stopped: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Train, with records and the live view; returns the summary. By default, Ctrl-C and SIGTERM ask for a stop."""
     runtime.fit_processor(config.seeds)
     runtime.keep_compiled_programs()
     trainer = Trainer(config, environment, directory, resume)
@@ -56,7 +65,7 @@ def carry_out(config: Config, environment: Environment, directory: Path, resume:
         resume_step = (trainer.step if trainer.begun else -1) if resume else None
         records = Records(directory, trainer.loop.seeds, trainer.columns(), resume_step, config.record.tensorboard)
         view = LiveView(title, described(trainer), config.total_steps, quiet)
-        with records, view, stop_signals() as stopped:
+        with records, view, nullcontext(stopped) if stopped else stop_signals() as stopped:
             for problem in trainer.problems:
                 view.message(f"passed over a checkpoint: {problem}")
             if resume:
@@ -68,8 +77,16 @@ def carry_out(config: Config, environment: Environment, directory: Path, resume:
 
 def new_directory(run_dir: str | Path | None, config: Config) -> Path:
     """The folder of a new run, made; UsageError where that cannot be."""
+    directory = writable_directory(run_dir, configs.to_mapping(config)["algorithm"]["name"], config)
+    if any((directory / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
+        raise UsageError(f"{directory} already holds a run; resume it, or name another folder with --run-dir")
+    return directory
+
+
+def writable_directory(run_dir: str | Path | None, name: str, config: Config) -> Path:
+    """`run_dir`, made, or a new folder under `runs/` that begins with `name`; UsageError where that cannot be."""
     try:
-        directory = made_directory(config) if run_dir is None else Path(run_dir)
+        directory = made_directory(name, config) if run_dir is None else Path(run_dir)
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / ".writable"
         probe.touch()
@@ -77,14 +94,11 @@ def new_directory(run_dir: str | Path | None, config: Config) -> Path:
     except OSError as error:
         where = run_dir or Path("runs").absolute()
         raise UsageError(f"cannot write to {where}: {error.strerror}; name another folder with --run-dir") from None
-    if any((directory / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
-        raise UsageError(f"{directory} already holds a run; resume it, or name another folder with --run-dir")
     return directory
 
 
-def made_directory(config: Config) -> Path:
-    """A new folder under `runs/`, named by algorithm, environment and time; no other process gets the same."""
-    name = configs.to_mapping(config)["algorithm"]["name"]
+def made_directory(name: str, config: Config) -> Path:
+    """A new folder under `runs/`, named by `name`, environment and time; no other process gets the same."""
     environment = config.environment.id.replace("/", "-").replace(":", "-")
     base = f"runs/{name}-{environment}-{datetime.now():%Y%m%d-%H%M%S}"
     Path("runs").mkdir(exist_ok=True)
