@@ -2,6 +2,7 @@
 
     python benchmarks/results.py                     # all rows, into benchmarks/results.md, .json and curves
     python benchmarks/results.py --only dqn          # rows whose command contains "dqn"; the others stay as they are
+    python benchmarks/results.py --again             # train anew what is already in the folder of runs
 
 The return is that of greedy episodes after training, true and undiscounted; IQM over seeds with its 95 % bootstrap
 interval over seeds.
@@ -37,10 +38,23 @@ def rows() -> list[Row]:
         Row("ppo Pendulum-v1 --seeds 5", -200, "-172 (rl-baselines3-zoo), -137.5 (optimum)"),
         Row("ppo LunarLander-v3 --seeds 5", 220, "242 (rl-baselines3-zoo)"),
         Row("dqn CartPole-v1 --seeds 5", 475, "500 (optimum)"),
+        Row("dqn CartPole-v1 --seeds 5 --algorithm.double", 475, "500 (optimum)"),
+        Row("dqn CartPole-v1 --seeds 5 --algorithm.dueling mean", 475, "500 (optimum)"),
         Row("dqn MountainCar-v0 --seeds 5", -115, "-100.8 (rl-baselines3-zoo), -97.1 (optimum)"),
+        Row("dqn Acrobot-v1 --seeds 5 --algorithm.replay proportional", -90, "-83.9 (SLM-Lab, double + PER)"),
+        Row("dqn Acrobot-v1 --seeds 5 --algorithm.dueling mean", -90, "-77 (rl-baselines3-zoo, DQN)"),
+        Row("dqn LunarLander-v3 --seeds 5 --algorithm.double --algorithm.replay proportional", 200, "265.9 (SLM-Lab)"),
+        Row(
+            "dqn Breakout-MinAtar --seeds 5", 11.1, "11.1 (one run of the authors' DQN, 1M steps; sticky actions there)"
+        ),
+        Row("dqn SpaceInvaders-MinAtar --seeds 5", 20.5, "4.1 (random policy)"),
         Row("q_learning CliffWalking-v1 --seeds 5", -13, "-13 (optimum)", exact=True),
         Row("q_learning Taxi-v4 --seeds 5", 7.8, "7.93 (optimum)", exact=True),
         Row("q_learning FrozenLake-v1 --seeds 5 --evaluation.final-episodes 2000", 0.70, "0.744 (optimum)"),
+        Row("sarsa CliffWalking-v1 --seeds 5", -17, "-15 (best policy with exploration at 0.1)", exact=True),
+        Row("expected_sarsa CliffWalking-v1 --seeds 5", -17, "-15 (best policy with exploration at 0.1)", exact=True),
+        Row("sarsa_lambda Taxi-v4 --seeds 5", 7.5, "7.93 (optimum)", exact=True),
+        Row("sarsa_lambda MountainCar-v0 --seeds 5", -115, "-97.1 (optimum)"),
     ]
 
 
@@ -65,13 +79,14 @@ def exact_return(q: np.ndarray, environment_id: str, limit: int) -> float:
 
 
 def measure(row: Row, folder: Path) -> dict:
-    """Train, and return what the table shows."""
+    """Train, unless the folder holds the finished run, and return what the table shows."""
     from zhixing import statistics
     from zhixing.run import TrainedRun
 
-    shutil.rmtree(folder, ignore_errors=True)
-    command = ["zhixing", "train", *row.command.split(), "--run-dir", str(folder), "--quiet"]
-    subprocess.run(command, check=True)
+    if not (folder / "summary.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        command = ["zhixing", "train", *row.command.split(), "--run-dir", str(folder), "--quiet"]
+        subprocess.run(command, check=True)
     run = TrainedRun.load(folder)
     summary = run.summary
     evaluation = summary["evaluation"]
@@ -120,6 +135,16 @@ def markdown(results: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def title(row: Row) -> str:
+    """The command without what it has in common with others."""
+    words = row.command.replace("--seeds 5", "").replace("--environment.backend", "").replace("--algorithm.", "")
+    return " ".join(words.split(" --evaluation")[0].split())
+
+
+def file_name(row: Row) -> str:
+    return title(row).replace(" ", "-")
+
+
 def machine() -> str:
     model = "an unknown processor"
     if Path("/proc/cpuinfo").exists():
@@ -134,6 +159,7 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose command contains this")
+    parser.add_argument("--again", action="store_true", help="train anew where there is a finished run")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="where the run folders go")
     arguments = parser.parse_args()
     from zhixing.plotting import plot_runs
@@ -145,9 +171,11 @@ def main() -> None:
     for row in rows():
         command = f"zhixing train {row.command}"
         if arguments.only in row.command:
-            name = row.command.split(" --")[0].replace(" ", "-") + ("-host" if "gymnasium" in row.command else "")
+            name = file_name(row)
+            if arguments.again:
+                shutil.rmtree(arguments.runs / name, ignore_errors=True)
             known[command] = measure(row, arguments.runs / name)
-            plot_runs([arguments.runs / name], HERE / "curves" / f"{name}.svg", title=row.command.split(" --")[0])
+            plot_runs([arguments.runs / name], HERE / "curves" / f"{name}.svg", title=title(row))
             print(command, known[command]["iqm"], known[command]["per_seed"], flush=True)
             if known[command]["iqm"] < row.threshold:
                 failed.append(command)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
-from zhixing.algorithms import algorithm_class
+from zhixing.algorithms import ALGORITHMS, algorithm_class
 from zhixing.core import Algorithm, Clock, OnPolicy, Spec, Transition, hyperparameters
 from zhixing.drivers.compiled import CompiledDriver
 from zhixing.drivers.host import HostDriver
@@ -146,21 +146,56 @@ COMMON = {
     "replay_capacity": 512,
     "learning_starts": 64,
 }
+TABULAR = {"learning_rate": 0.2, "epsilon_start": 0.3, "epsilon_end": 0.3, "initial_value": 1.0}
 SETTINGS = {
-    "q_learning": {"learning_rate": 0.2, "epsilon_start": 0.3, "epsilon_end": 0.3, "initial_value": 1.0},
+    "q_learning": TABULAR,
+    "double_q_learning": TABULAR,
+    "sarsa": TABULAR,
+    "expected_sarsa": TABULAR,
+    "n_step_td": TABULAR | {"n_step": 2, "initial_value": 1.5},
+    "sarsa_lambda": TABULAR | {"learning_rate_schedule": "constant"},
     "dqn": {"target_period": 10, "epsilon_end": 0.2},
     "ppo": {"rollout_length": 16, "minibatches": 2},
 }
-TOTAL_STEPS = {"q_learning": 1_000, "dqn": 4_000, "ppo": 8_000}
+TOTAL_STEPS = {
+    "q_learning": 1_000,
+    "double_q_learning": 2_000,
+    "sarsa": 1_000,
+    "expected_sarsa": 1_000,
+    "n_step_td": 1_000,
+    "sarsa_lambda": 1_000,
+    "dqn": 4_000,
+    "ppo": 8_000,
+}
 DEFAULT_TOTAL_STEPS = 10_000
 
+# Settings that change what an algorithm does: in the generic suites each is a case of its own.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dqn_naive": ("dqn", {"target_update": "none"}),
+    "dqn_polyak": ("dqn", {"target_update": "polyak", "polyak": 0.1}),
+    "dqn_double": ("dqn", {"double": True}),
+    "dqn_dueling_mean": ("dqn", {"dueling": "mean"}),
+    "dqn_dueling_max": ("dqn", {"dueling": "max"}),
+    "dqn_n_step": ("dqn", {"n_step": 3}),
+    "dqn_proportional": ("dqn", {"replay": "proportional"}),
+    "dqn_rank": ("dqn", {"replay": "rank"}),
+    "dqn_all": ("dqn", {"double": True, "dueling": "mean", "replay": "proportional", "n_step": 2}),
+}
+CASES = (*ALGORITHMS, *VARIANTS)
 
-def make_algorithm(name: str, **more: Any) -> Algorithm:
-    """The algorithm called `name`, set to learn small tasks fast."""
+
+def variant(case: str) -> tuple[str, dict[str, Any]]:
+    """-> the algorithm's name, and the settings that make the case."""
+    return VARIANTS.get(case, (case, {}))
+
+
+def make_algorithm(case: str, **more: Any) -> Algorithm:
+    """The algorithm of that name, or the variant, set to learn small tasks fast."""
+    name, varied = variant(case)
     cls = algorithm_class(name)
     known = {field.name for field in fields(cls)}
     settings = {key: value for key, value in COMMON.items() if key in known}
-    return cls(**(settings | SETTINGS.get(name, {}) | more))
+    return cls(**(settings | SETTINGS.get(name, {}) | varied | more))
 
 
 def accepts(algorithm: Algorithm, environment: Environment, num_environments: int = 4) -> bool:

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from probes import make_driver
 from test_distributions import assert_frequencies
 
 from zhixing.algorithms.q_learning import QLearning
 from zhixing.core import Spec, Transition
+from zhixing.environments.jax_adapter import JaxAdapter
+from zhixing.environments.tabular import TabularEnv
 from zhixing.errors import UsageError
 
 KEY = jax.random.PRNGKey(0)
@@ -61,6 +64,30 @@ def test_decay_one_is_the_sample_mean():
     state, _, _ = algorithm.learn(algorithm.init(KEY, SPEC), (), rollout, KEY)
     assert float(state.q[0, 0]) == pytest.approx(rewards.mean(), abs=1e-5)
     assert np.all(np.asarray(state.q).ravel()[1:] == 100.0)
+
+
+def test_converges_to_the_optimal_values():
+    """With falling step sizes (ω = 0.7) and random rewards and successors: Q* of value iteration, in the max-norm."""
+    generator, discount = np.random.default_rng(0), 0.8
+    table = {
+        s: {
+            a: [(0.5, int(generator.integers(STATES)), generator.normal(), generator.random() < 0.2) for _ in range(2)]
+            for a in range(ACTIONS)
+        }
+        for s in range(STATES)
+    }
+    environment = TabularEnv(table, np.full(STATES, 1 / STATES))
+    optimal = np.zeros((STATES, ACTIONS))
+    for _ in range(200):
+        value = environment.rewards + discount * ~environment.terminated * optimal.max(-1)[environment.successors]
+        optimal = (environment.probabilities * value).sum(-1)
+
+    settings = {"learning_rate": 1.0, "learning_rate_decay": 0.7, "discount": discount}
+    algorithm = QLearning(**settings, epsilon_start=1.0, epsilon_end=1.0)
+    driver = make_driver(JaxAdapter("random", environment), (0, 1, 2), 4)
+    run = driver.advance(algorithm, driver.start(algorithm), 50_000, 1)
+    errors = np.abs(np.asarray(run.learner.q) - optimal).max((1, 2))
+    assert np.ptp(optimal) > 1 and np.all(errors < 0.05)
 
 
 def acted(algorithm, steps, count=20_000):

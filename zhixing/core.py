@@ -256,7 +256,7 @@ class OffPolicy(Algorithm):
         return Replay.create(self.replay_capacity, example, self.replay, stack if self.replay_frames else None)
 
     def update(self, state: Any, batch: Experience, key: jax.Array) -> tuple[Any, dict]:
-        """-> state, metrics; among these `td_error` [B], the |δ| of each sample, by which prioritised replay goes."""
+        """-> state, metrics; among these, for prioritised replay, `td_error` [B], the |δ| of each sample."""
         raise NotImplementedError
 
     def learn(self, state: Any, memory: Replay, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
@@ -273,7 +273,8 @@ class OffPolicy(Algorithm):
             batch, index = replay.sample(sample_key, self.batch_size, self.discount, self.n_step, importance)
             state, metrics = self.update(state, batch, update_key)
             state = eqx.tree_at(lambda s: s.clock, state, state.clock.tick(updates=1))
-            priorities = replay.reprioritise(index, metrics["td_error"], self.priority_exponent)
+            if self.replay != "uniform":
+                priorities = replay.reprioritise(index, metrics["td_error"], self.priority_exponent)
             return (state, priorities), jax.tree.map(jnp.mean, metrics)
 
         def several(state: Any, priorities: Any) -> tuple[tuple[Any, Any], dict]:

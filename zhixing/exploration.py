@@ -1,5 +1,7 @@
 """Behaviour policies of the value learners."""
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 
@@ -16,3 +18,22 @@ def epsilon_greedy(key: jax.Array, action_values: jax.Array, epsilon: jax.Array 
 def softmax(key: jax.Array, action_values: jax.Array, temperature: jax.Array | float) -> jax.Array:
     """An action with probability proportional to exp(Q / temperature); `action_values` [..., A] -> [...] int32."""
     return jax.random.categorical(key, action_values / temperature).astype(jnp.int32)
+
+
+Exploration = Literal["epsilon", "softmax"]
+
+
+def probabilities(
+    kind: Exploration, action_values: jax.Array, epsilon: jax.Array | float, temperature: jax.Array | float
+) -> jax.Array:
+    """π(a | s) of the behaviour policy; `action_values` [..., A] -> [..., A]."""
+    if kind == "softmax":
+        return jax.nn.softmax(action_values / temperature)
+    actions = action_values.shape[-1]
+    return epsilon / actions + (1.0 - epsilon) * jax.nn.one_hot(action_values.argmax(-1), actions)
+
+
+def sample(key: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """An action from `probabilities` [..., A] -> [...] int32, by one random number each: its place in their sums."""
+    uniform = jax.random.uniform(key, (*probabilities.shape[:-1], 1))
+    return jnp.sum(uniform >= jnp.cumsum(probabilities[..., :-1], -1), -1, dtype=jnp.int32)

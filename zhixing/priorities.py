@@ -89,11 +89,6 @@ class Uniform(eqx.Module):
     def forget(self, index: jax.Array) -> "Uniform":
         return self
 
-    def update(
-        self, index: jax.Array, td_error: jax.Array, stored: jax.Array, exponent: jax.Array | float
-    ) -> "Uniform":
-        return self
-
 
 class Proportional(eqx.Module):
     """In proportion to (|δ| + ε)^α. (PER.2)"""

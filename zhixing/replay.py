@@ -130,4 +130,5 @@ class Replay(eqx.Module):
 
     def reprioritise(self, index: jax.Array, td_error: jax.Array, exponent: jax.Array | float) -> Any:
         """The priorities after an update with the transitions `index` [B], whose |δ| were `td_error` [B]."""
-        return self.priorities.update(index, td_error, self.readable, exponent)
+        priorities: Any = self.priorities
+        return priorities.update(index, td_error, self.readable, exponent)

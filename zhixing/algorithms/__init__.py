@@ -6,6 +6,11 @@ from zhixing.errors import unknown
 
 ALGORITHMS = {
     "q_learning": "QLearning",
+    "double_q_learning": "DoubleQLearning",
+    "sarsa": "Sarsa",
+    "expected_sarsa": "ExpectedSarsa",
+    "n_step_td": "NStepTD",
+    "sarsa_lambda": "SarsaLambda",
     "dqn": "DQN",
     "ppo": "PPO",
 }

@@ -1,0 +1,83 @@
+"""Expected Sarsa.
+
+Van Seijen et al., "A theoretical and empirical analysis of Expected Sarsa", ADPRL 2009; Sutton & Barto,
+"Reinforcement learning", 2nd ed., section 6.6.
+
+    (ES.1)  A from S by the behaviour policy π: ε-greedy in Q, or softmax
+    (ES.2)  take A, observe R, S'
+    (ES.3)  δ = R                              if S' is terminal
+            δ = R + γ Σₐ π(a | S') Q(S', a)    otherwise,  minus Q(S, A)
+    (ES.4)  Q(S, A) ← Q(S, A) + α δ
+"""
+
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zhixing import exploration, schedules
+from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing.exploration import Exploration
+from zhixing.tables import require_table, step_size
+
+
+class State(NamedTuple):
+    q: jax.Array  # [states, actions], Q(s, a)
+    visits: jax.Array  # [states, actions] int32, how often each pair was updated
+    clock: Clock
+
+
+@hyperparameters
+class ExpectedSarsa(Online):
+    """Expected Sarsa on a table."""
+
+    discrete_only: ClassVar[bool] = True
+
+    learning_rate: float = 0.1  # α
+    learning_rate_decay: float = 0.0  # ω: the n-th update of a pair has α n^-ω; 0 keeps α constant
+    discount: float = 0.99  # γ
+    exploration: Exploration = "epsilon"
+    epsilon_start: float = 0.1  # ε at the start
+    epsilon_end: float = 0.1  # ε after annealing
+    epsilon_fraction: float = 1.0  # the part of the run over which ε goes from start to end
+    temperature: float = 1.0  # of softmax exploration
+    initial_value: float = 0.0  # Q before any update; above what can be had, it makes the agent try everything
+
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        require_table(self, spec, instead="DQN")
+        require_positive(self, "learning_rate", "temperature")
+        require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
+        require_between(self, 0, np.inf, "learning_rate_decay")
+
+    def init(self, key: jax.Array, spec: Spec) -> State:
+        shape = (spec.num_states, spec.num_actions)
+        return State(jnp.full(shape, self.initial_value), jnp.zeros(shape, jnp.int32), Clock.start(spec))
+
+    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (ES.1)
+        return exploration.sample(key, self.behaviour(state.q[observation], state.clock)), carry, ()
+
+    def update(self, state: State, episode: tuple, transition: Transition, key: jax.Array):
+        s, a, next_q = transition.observation, transition.action, state.q[transition.next_observation]
+        next_value = (self.behaviour(next_q, state.clock) * next_q).sum()
+        target = transition.reward + self.discount * transition.bootstrap * next_value
+        td_error = target - state.q[s, a]  # (ES.3)
+
+        visits = state.visits.at[s, a].add(1)
+        alpha = step_size(self.learning_rate, self.learning_rate_decay, visits[s, a])
+        q = state.q.at[s, a].add(alpha * td_error)  # (ES.4)
+
+        metrics = {"td_error": jnp.abs(td_error), "q": q[s, a], "step_size": alpha}
+        return State(q, visits, state.clock), episode, metrics
+
+    def behaviour(self, q: jax.Array, clock: Clock) -> jax.Array:
+        """π(a | s) from Q(s, ·), `q` [..., actions]."""
+        epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, clock.progress)
+        return exploration.probabilities(self.exploration, q, epsilon, self.temperature)
+
+    def policy(self, state: State, observation: jax.Array) -> jax.Array:
+        return state.q[observation].argmax(-1).astype(jnp.int32)
+
+    def value(self, state: State, observation: jax.Array) -> jax.Array:
+        return state.q[observation].max(-1)
