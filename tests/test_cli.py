@@ -84,9 +84,10 @@ def test_version_is_that_of_the_package():
 
 def test_list_shows_what_there_is():
     output = succeed("list")
-    for name in (*ALGORITHMS, "CartPole-v1", "FrozenLake-v1", "LunarLander-v3", "Pendulum-v1"):
+    for name in (*ALGORITHMS, "CartPole-v1", "FrozenLake-v1", "LunarLander-v3", "Pendulum-v1", "td_control"):
         assert name in output
-    assert output == "".join(succeed("list", part) for part in ("algorithms", "environments", "presets"))
+    parts = ("algorithms", "environments", "presets", "ladders")
+    assert output == "".join(succeed("list", part) for part in parts)
 
 
 # ------------------------------------------------------------------------------------------------------------ a run

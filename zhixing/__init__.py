@@ -11,6 +11,8 @@ Names are imported when they are first used, so that `import zhixing` costs noth
 from importlib import import_module
 from typing import Any
 
+from zhixing.algorithms import ALGORITHMS
+
 _HOMES = {
     "train": "zhixing.training",
     "resume": "zhixing.training",
@@ -20,9 +22,7 @@ _HOMES = {
     "TabularEnv": "zhixing.environments.tabular",
     "TrainedRun": "zhixing.run",
     "UsageError": "zhixing.errors",
-    "QLearning": "zhixing.algorithms.q_learning",
-    "DQN": "zhixing.algorithms.dqn",
-    "PPO": "zhixing.algorithms.ppo",
+    **{name: f"zhixing.algorithms.{module}" for module, name in ALGORITHMS.items()},
 }
 
 __all__ = [*_HOMES, "load"]

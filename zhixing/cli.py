@@ -268,9 +268,9 @@ def plot(arguments: Sequence[str]) -> None:
 
 
 def list_all(arguments: Sequence[str]) -> None:
-    """Show algorithms, environments and presets."""
-    flags = parser("list", "Show algorithms, environments and presets.")
-    flags.add_argument("what", nargs="?", choices=("algorithms", "environments", "presets"))
+    """Show algorithms, environments, presets and ladders."""
+    flags = parser("list", "Show algorithms, environments, presets and ladders.")
+    flags.add_argument("what", nargs="?", choices=("algorithms", "environments", "presets", "ladders"))
     own = flags.parse_args(arguments)
     from zhixing.listing import print_list
 

@@ -5,11 +5,17 @@ import importlib.util
 from zhixing import environments
 from zhixing.algorithms import ALGORITHMS, algorithm_class
 from zhixing.config import presets
+from zhixing.ladders import ladder_names, load_ladder
 
 
 def print_list(what: str | None) -> None:
-    """Print algorithms, environments, presets, or all three."""
-    sections = {"algorithms": algorithms, "environments": environment_ids, "presets": preset_lines}
+    """Print algorithms, environments, presets, ladders, or all of them."""
+    sections = {
+        "algorithms": algorithms,
+        "environments": environment_ids,
+        "presets": preset_lines,
+        "ladders": ladder_lines,
+    }
     for name, lines in sections.items():
         if what in (None, name):
             print(f"{name}:")
@@ -37,3 +43,8 @@ def environment_ids() -> list[str]:
 def preset_lines() -> list[str]:
     width = max(map(len, ALGORITHMS))
     return [f"{name:<{width}}  {', '.join(id for id in presets(name) if id != 'default')}" for name in ALGORITHMS]
+
+
+def ladder_lines() -> list[str]:
+    width = max(map(len, ladder_names()))
+    return [f"{name:<{width}}  {', '.join(load_ladder(name).rungs)}" for name in ladder_names()]
