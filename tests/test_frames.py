@@ -30,6 +30,11 @@ def play(steps, instances, stack, seed=0, ends=0.25):
     return Transition(*(jnp.asarray(field, t) for field, t in zip(fields, types, strict=True)))
 
 
+compiled_add = jax.jit(Replay.add)
+compiled_sample = jax.jit(Replay.sample, static_argnames=("size", "n_step"))
+compiled_read = jax.jit(Replay.read, static_argnames="n_step")
+
+
 @pytest.mark.parametrize("kind", ["uniform", "proportional"])
 @pytest.mark.parametrize("stack", [0, 2, 4])
 @pytest.mark.parametrize(
@@ -39,13 +44,16 @@ def test_same_experiences(capacity, lengths, instances, stack, kind):
     transitions = play(sum(lengths), instances, stack)
     once = Replay.create(capacity, transitions, kind, stack)
     plain = Replay.create(capacity, transitions, kind)
-    add, start = jax.jit(Replay.add), 0
+    start = 0
     for length in lengths:
         rollout = jax.tree.map(lambda x, s=start, n=length: x[s : s + n], transitions)
-        once, plain, start = add(once, rollout, 0.6), add(plain, rollout, 0.6), start + length
+        once, plain = compiled_add(once, rollout, 0.6), compiled_add(plain, rollout, 0.6)
+        start += length
     for n_step in (1, 3):
-        experience, index = once.sample(jax.random.PRNGKey(0), 500, 0.9, n_step, 0.4)
-        expected = plain.read(index, jnp.ones(500), 0.9, n_step)
+        experience, index = compiled_sample(
+            once, jax.random.PRNGKey(0), size=500, discount=0.9, n_step=n_step, importance=0.4
+        )
+        expected = compiled_read(plain, index, jnp.ones(500), 0.9, n_step=n_step)
         bootstraps = np.asarray(expected.discount) > 0
         kept = np.asarray(experience.weight) > 0
         assert kept.mean() > 0.8 and bootstraps.any()
@@ -65,11 +73,11 @@ def test_lost_frames_are_no_targets():
     transitions = play(steps, 1, 2, ends=0.0)
     every = jnp.ones((steps, 1), bool)
     transitions = transitions._replace(truncated=every, terminated=~every)
-    replay = Replay.create(320, transitions, stack=2).add(transitions)
+    replay = compiled_add(Replay.create(320, transitions, stack=2), transitions)
     room = len(replay.frames.last)
     assert room == 20
     index = jnp.arange(steps)
-    experience = replay.read(index, jnp.ones(steps), 0.9, 1)
+    experience = compiled_read(replay, index, jnp.ones(steps), 0.9, n_step=1)
     np.testing.assert_array_equal(experience.weight, index >= steps - room)
     np.testing.assert_array_equal(experience.next_observation[-room:], transitions.next_observation[-room:, 0])
 

@@ -25,6 +25,12 @@ def assert_law(index, probability, count):
     assert 1e-4 < stats.chi2.sf(chi_square, likely.sum() - 1) < 1 - 1e-4  # too good a fit is wrong too
 
 
+insert = jax.jit(lambda priorities, index, exponent: priorities.insert(index, exponent))
+update = jax.jit(lambda priorities, *arguments: priorities.update(*arguments))
+sort = jax.jit(Ranked.sorted)
+draw = jax.jit(lambda priorities, count: priorities.draw(KEY, count), static_argnums=1)
+
+
 # ------------------------------------------------------------------------------------------------------------- the tree
 
 
@@ -76,9 +82,9 @@ def some_errors(count, seed=0):
 def with_errors(kind, errors, exponent, capacity=None):
     """Priorities after all of `errors` [n] were seen once, with ranks as they are now."""
     count = len(errors)
-    priorities = make_priorities(kind, capacity or count).insert(jnp.arange(count), exponent)
-    priorities = priorities.update(jnp.arange(count), jnp.asarray(errors, jnp.float32), jnp.int32(count), exponent)
-    return priorities.sorted(jnp.int32(count), exponent) if kind == "rank" else priorities
+    priorities = insert(make_priorities(kind, capacity or count), jnp.arange(count), exponent)
+    priorities = update(priorities, jnp.arange(count), jnp.asarray(errors, jnp.float32), jnp.int32(count), exponent)
+    return sort(priorities, jnp.int32(count), exponent) if kind == "rank" else priorities
 
 
 def theory(kind, errors, exponent):
@@ -92,7 +98,7 @@ def theory(kind, errors, exponent):
 def test_probabilities(kind, exponent):
     errors = some_errors(300)
     law = theory(kind, errors, exponent)
-    index, probability = with_errors(kind, errors, exponent, 1_000).draw(KEY, 500_000)
+    index, probability = draw(with_errors(kind, errors, exponent, 1_000), 500_000)
     np.testing.assert_allclose(probability, law[np.asarray(index)], rtol=1e-4)
     assert_law(index, law, 500_000)
 
@@ -104,7 +110,7 @@ def test_exponent_zero_is_uniform(kind):
     masses = np.asarray(priorities.tree.leaves).ravel()
     np.testing.assert_array_equal(masses[:200], 1.0)
     assert not masses[200:].any()
-    _, probability = priorities.draw(KEY, 1_000)
+    _, probability = draw(priorities, 1_000)
     np.testing.assert_array_equal(probability, np.float32(1 / 200))
     np.testing.assert_array_equal(importance_weights(probability, jnp.int32(200), 0.4), 1.0)
 
@@ -122,7 +128,7 @@ def test_importance_weights(beta):  # (PER.4)
 def test_full_correction_is_unbiased(kind):
     """With β = 1 the weighted mean over prioritised samples is the mean over all, but for one factor."""
     errors = some_errors(100)
-    index, probability = with_errors(kind, errors, 0.6).draw(KEY, 400_000)
+    index, probability = draw(with_errors(kind, errors, 0.6), 400_000)
     weight = np.asarray(importance_weights(probability, jnp.int32(100), 1.0), np.float64)
     x = np.random.default_rng(1).normal(5.0, 1.0, 100)
     assert (weight * x[np.asarray(index)]).sum() / weight.sum() == pytest.approx(x.mean(), rel=0.01)
@@ -134,14 +140,15 @@ def test_full_correction_is_unbiased(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_new_ones_have_the_greatest_priority(kind):  # (PER.5)
     priorities = with_errors(kind, np.array([0.5, 4.0, 0.1]), 0.5, capacity=8)
-    priorities = priorities.insert(jnp.array([3]), 0.5)
+    priorities = insert(priorities, jnp.array([3]), 0.5)
     masses = np.asarray(priorities.tree.leaves).ravel()
     assert masses[3] == masses[:4].max() and masses[0] > masses[2] and not masses[4:].any()
 
 
 def test_proportional_remembers_the_greatest():
     priorities = with_errors("proportional", np.array([9.0, 1.0]), 0.5, capacity=4)
-    priorities = priorities.update(jnp.array([0]), jnp.array([0.25]), jnp.int32(2), 0.5).insert(jnp.array([2]), 0.5)
+    priorities = update(priorities, jnp.array([0]), jnp.array([0.25]), jnp.int32(2), 0.5)
+    priorities = insert(priorities, jnp.array([2]), 0.5)
     np.testing.assert_allclose(priorities.tree.leaves.ravel()[:4], [0.5, 1.0, 3.0, 0.0], rtol=1e-4)
 
 
@@ -150,7 +157,7 @@ def test_what_is_written_over_is_forgotten(kind):
     """The ring wraps around: the new transition does not inherit the old one's priority."""
     priorities = with_errors(kind, np.array([5.0, 0.1, 0.2, 0.3]), 1.0)
     before = np.asarray(priorities.tree.leaves).ravel()[:4]
-    priorities = priorities.insert(jnp.array([1]), 1.0)
+    priorities = insert(priorities, jnp.array([1]), 1.0)
     after = np.asarray(priorities.tree.leaves).ravel()[:4]
     assert after[1] == pytest.approx(before.max(), rel=1e-5)
     np.testing.assert_array_equal(np.delete(after, 1), np.delete(before, 1))
@@ -161,7 +168,7 @@ def test_ranks_between_two_sorts():
     errors = np.arange(10.0, 0.0, -1.0)  # rank 1, 2, ...
     priorities = with_errors("rank", errors, 1.0, capacity=1_000)
     assert priorities.period > 1
-    updated = priorities.update(jnp.array([9, 0]), jnp.array([7.5, 0.5]), jnp.int32(10), 1.0)
+    updated = update(priorities, jnp.array([9, 0]), jnp.array([7.5, 0.5]), jnp.int32(10), 1.0)
     masses = np.asarray(updated.tree.leaves).ravel()[:10]
     np.testing.assert_allclose(1 / masses, [11, 2, 3, 4, 5, 6, 7, 8, 9, 4], rtol=1e-6)
 
@@ -169,17 +176,17 @@ def test_ranks_between_two_sorts():
 def test_sorts_when_due():
     """Every `period` updates, and when half of what is stored is new."""
     priorities = with_errors("rank", some_errors(50), 1.0, capacity=1_000)
-    step = jax.jit(lambda p, e: p.update(jnp.arange(3), e, jnp.int32(50), 1.0))
     for i in range(priorities.period):
         assert int(priorities.staleness.updates) == i
-        priorities = step(priorities, jnp.asarray(some_errors(3, i), jnp.float32))
+        errors = jnp.asarray(some_errors(3, i), jnp.float32)
+        priorities = update(priorities, jnp.arange(3), errors, jnp.int32(50), 1.0)
     assert int(priorities.staleness.updates) == 0
     ranks = 1 / np.asarray(priorities.tree.leaves).ravel()[:50]
     np.testing.assert_allclose(ranks, stats.rankdata(-np.asarray(priorities.error)[:50], method="ordinal"), rtol=1e-5)
 
-    priorities = priorities.insert(jnp.arange(50, 110), 1.0)
+    priorities = insert(priorities, jnp.arange(50, 110), 1.0)
     assert int(priorities.staleness.inserted) == 60
-    priorities = priorities.update(jnp.array([0]), jnp.array([1.0]), jnp.int32(110), 1.0)
+    priorities = update(priorities, jnp.array([0]), jnp.array([1.0]), jnp.int32(110), 1.0)
     assert int(priorities.staleness.inserted) == 0
     np.testing.assert_allclose(
         np.sort(1 / np.asarray(priorities.tree.leaves).ravel()[:110]), np.arange(1, 111), rtol=1e-5

@@ -32,15 +32,18 @@ KINDS = ("terminated", "truncated")
 def filled(capacity, lengths, instances, ends=()):
     """A replay after rollouts of such lengths, from number 1 on."""
     replay, count = Replay.create(capacity, numbered(0, 1, instances)), 1
-    add = jax.jit(Replay.add)
     for length in lengths:
-        replay = add(replay, numbered(count, length, instances, ends))
+        replay = compiled_add(replay, numbered(count, length, instances, ends))
         count += length * instances
     return replay, count - 1  # the last number
 
 
-def sample(replay, count, seed=0, **more):
-    return replay.sample(jax.random.PRNGKey(seed), count, GAMMA, **more)
+compiled_sample = jax.jit(Replay.sample, static_argnames=("size", "n_step"))
+compiled_add = jax.jit(Replay.add)
+
+
+def sample(replay, count, seed=0, n_step=1):
+    return compiled_sample(replay, jax.random.PRNGKey(seed), size=count, discount=GAMMA, n_step=n_step)
 
 
 @pytest.mark.parametrize(
