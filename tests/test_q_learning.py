@@ -85,7 +85,7 @@ def test_converges_to_the_optimal_values():
     settings = {"learning_rate": 1.0, "learning_rate_decay": 0.8, "discount": discount}
     algorithm = QLearning(**settings, epsilon_start=1.0, epsilon_end=1.0)
     driver = make_driver(JaxAdapter("random", environment), (0, 1, 2), 4)
-    run = driver.advance(algorithm, driver.start(algorithm), 50_000, 1)
+    run = driver.advance(algorithm, driver.start(algorithm), 200_000, 1)
     errors = np.abs(np.asarray(run.learner.q) - optimal).max((1, 2))
     assert np.ptp(optimal) > 1 and np.all(errors < 0.1)
 

@@ -19,4 +19,5 @@ def require_table(algorithm: Algorithm, spec: Spec, instead: str = "DQN") -> Non
 
 def step_size(learning_rate: jax.Array | float, decay: jax.Array | float, visits: jax.Array) -> jax.Array:
     """αₙ = α n^-ω of the n-th update of a pair, `visits` [...] = n; Even-Dar & Mansour, JMLR 5, 2003."""
-    return learning_rate * jnp.maximum(visits, 1).astype(jnp.float32) ** -decay
+    # n^-ω as exponential and logarithm, which run on vectors; a power does not.
+    return learning_rate * jnp.exp(-decay * jnp.log(jnp.maximum(visits, 1).astype(jnp.float32)))

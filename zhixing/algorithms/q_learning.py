@@ -12,14 +12,13 @@ Watkins, "Learning from delayed rewards", 1989; Sutton & Barto, "Reinforcement l
 
 from typing import ClassVar, Literal, NamedTuple
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from zhixing import exploration, schedules
-from zhixing.core import Clock, Online, Spec, Transition, brief, hyperparameters, require_between, require_positive
-from zhixing.errors import UsageError
+from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing.tables import require_table, step_size
 
 
 class State(NamedTuple):
@@ -46,11 +45,7 @@ class QLearning(Online):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        if not isinstance(spec.observation_space, gymnasium.spaces.Discrete):
-            raise UsageError(
-                f"QLearning keeps a table and needs discrete observations, this environment has "
-                f"{brief(spec.observation_space)}; use DQN"
-            )
+        require_table(self, spec)
         require_positive(self, "learning_rate", "temperature")
         require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
         require_between(self, 0, np.inf, "learning_rate_decay")
@@ -69,14 +64,12 @@ class QLearning(Online):
     def update(self, state: State, episode: tuple, transition: Transition, key: jax.Array):
         s, a = transition.observation, transition.action
         target = transition.reward + self.discount * transition.bootstrap * state.q[transition.next_observation].max()
-        td_error = target - state.q[s, a]  # (Q.3)
-
-        visits = state.visits.at[s, a].add(1)
-        step_size = self.learning_rate * visits[s, a].astype(jnp.float32) ** -self.learning_rate_decay
-        q = state.q.at[s, a].add(step_size * td_error)  # (Q.4)
-
-        metrics = {"td_error": jnp.abs(td_error), "q": q[s, a], "step_size": step_size}
-        return State(q, visits, state.clock), episode, metrics
+        n, q = state.visits[s, a] + 1, state.q[s, a]
+        td_error = target - q  # (Q.3)
+        alpha = step_size(self.learning_rate, self.learning_rate_decay, n)
+        q = q + alpha * td_error  # (Q.4)
+        state = State(state.q.at[s, a].set(q), state.visits.at[s, a].set(n), state.clock)
+        return state, episode, {"td_error": jnp.abs(td_error), "q": q, "step_size": alpha}
 
     def policy(self, state: State, observation: jax.Array) -> jax.Array:
         return state.q[observation].argmax(-1).astype(jnp.int32)

@@ -1,14 +1,15 @@
 """The compiled driver: the whole loop, environments included, is one XLA program."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from zhixing.core import Algorithm, Transition
-from zhixing.drivers.loop import Loop, Run, iteration_keys
+from zhixing.drivers.loop import Loop, Run, StepKeys, iteration_keys
 from zhixing.environments.base import Batch
+
+KEYS_AT_ONCE = 64  # steps
 
 
 class CompiledDriver:
@@ -38,17 +39,25 @@ def advance(
     loop: Loop, batch: Batch, algorithm: Algorithm, run: Run, iterations: jax.Array, rollout_length: int
 ) -> Run:
     """The program. The number of iterations is an argument of it, so that any chunk is the same program."""
+    instances = loop.spec.num_environments
 
-    def step(run: Run, key: jax.Array) -> tuple[Run, Transition]:  # key [S, 3, 2]
-        act_key, environment_key, carry_key = key[:, 0], key[:, 1], key[:, 2]
-        decision = loop.act(algorithm, run.learner, run.carry, run.observation, act_key)
-        environment, timestep = batch.step(run.environment, loop.chain.action(decision[0]), environment_key)
-        return loop.absorb(algorithm, run._replace(environment=environment), decision, timestep, carry_key)
+    def step(run: Run, key: StepKeys) -> tuple[Run, Transition]:
+        decision = loop.act(algorithm, run.learner, run.carry, run.observation, key.act)
+        environment, timestep = batch.step(run.environment, loop.chain.action(decision[0]), key.environment)
+        return loop.absorb(algorithm, run._replace(environment=environment), decision, timestep, key.carry)
 
-    def iteration(_: Any, run: Run) -> Run:
-        key, step_keys, learn_key = iteration_keys(run.key, rollout_length)
-        run, rollout = jax.lax.scan(step, run._replace(key=key), step_keys)
+    def iteration(run: Run, step_keys: StepKeys, learn_key: jax.Array) -> Run:
+        run, rollout = jax.lax.scan(step, run, step_keys)
         learner, memory, window = loop.learn(algorithm, run.learner, run.memory, run.window, rollout, learn_key)
         return run._replace(learner=learner, memory=memory, window=window)
 
-    return jax.lax.fori_loop(0, iterations, iteration, run)
+    # A tabular step takes less time than making its keys: these are made for many iterations at once.
+    block = max(1, KEYS_AT_ONCE // rollout_length)
+
+    def several(number: jax.Array, run: Run) -> Run:
+        begins = run.learner.clock.steps + rollout_length * instances * jnp.arange(block)
+        keys = jax.vmap(lambda begin: iteration_keys(run.key, begin, rollout_length, instances))(begins)
+        count = jnp.minimum(block, iterations - number * block)
+        return jax.lax.fori_loop(0, count, lambda i, run: iteration(run, *jax.tree.map(lambda x: x[i], keys)), run)
+
+    return jax.lax.fori_loop(0, -(-iterations // block), several, run)

@@ -24,7 +24,7 @@ class HostDriver:
         self.loop, self.batch = loop, batch
         self._start = jax.jit(loop.start)
         self._restart = jax.jit(loop.restart_episodes)
-        self._keys = jax.jit(iteration_keys, static_argnames="rollout_length")
+        self._keys = jax.jit(iteration_keys, static_argnames=("rollout_length", "instances"))
         self._act = jax.jit(partial(act, loop))
         self._absorb = jax.jit(partial(absorb, loop), donate_argnames="rollout")
         self._learn = jax.jit(loop.learn, donate_argnames=("learner", "memory", "window"))
@@ -41,6 +41,7 @@ class HostDriver:
         """`iterations` times collect `rollout_length` steps and learn from them; `run` is consumed."""
         pending: tuple[Transition, Any] | None = None
         overlap = isinstance(algorithm, OffPolicy)
+        step, instances = int(run.learner.clock.steps), self.loop.spec.num_environments
 
         def learn_pending(run: Run) -> Run:
             if pending is None:
@@ -49,17 +50,17 @@ class HostDriver:
             return run._replace(learner=learner, memory=memory, window=window)
 
         for _ in range(iterations):
-            key, step_keys, learn_key = self._keys(run.key, rollout_length=rollout_length)
-            run, step_keys = run._replace(key=key), np.asarray(step_keys)
+            keys, learn_key = self._keys(run.key, step, rollout_length=rollout_length, instances=instances)
+            keys, step = jax.tree.map(np.asarray, keys), step + rollout_length * instances
             rollout = self.empty_rollout(algorithm, rollout_length)
             for t in range(rollout_length):
-                decision, action = self._act(algorithm, run.learner, run.carry, run.observation, step_keys[t, :, 0])
+                decision, action = self._act(algorithm, run.learner, run.carry, run.observation, keys.act[t])
                 action = np.asarray(action)
                 # The policy has answered: what is dispatched from here on is computed beside the environments' step.
                 run, pending = learn_pending(run), None
                 _, timestep = self.batch.step((), action, None)
                 light = run._replace(learner=(), memory=())
-                light, rollout = self._absorb(algorithm, light, decision, timestep, step_keys[t, :, 2], rollout, t)
+                light, rollout = self._absorb(algorithm, light, decision, timestep, keys.carry[t], rollout, t)
                 run = light._replace(learner=run.learner, memory=run.memory)
             pending = rollout, learn_key
             if not overlap:

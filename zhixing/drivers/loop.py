@@ -182,11 +182,27 @@ class Loop:
         return new, memory, window
 
 
-def iteration_keys(key: jax.Array, rollout_length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """[S, 2] -> the next key [S, 2], three for each step [T, S, 3, 2], one to learn with [S, 2]."""
-    keys = jax.vmap(lambda k: jax.random.split(k, 3))(key)
-    step_keys = jax.vmap(lambda k: jax.random.split(k, (rollout_length, 3)))(keys[:, 1])
-    return keys[:, 0], jnp.swapaxes(step_keys, 0, 1), keys[:, 2]
+class StepKeys(NamedTuple):
+    """Random keys of one step of every seed; each is made by itself, so that what nobody uses is not computed."""
+
+    act: jax.Array  # [S, 2]
+    environment: jax.Array  # [S, 2]
+    carry: jax.Array  # [S, 2]
+
+
+def iteration_keys(key: jax.Array, step: jax.Array, rollout_length: int, instances: int) -> tuple[StepKeys, jax.Array]:
+    """Keys of the iteration that begins at environment step `step`: [T, S, 2] of its steps, [S, 2] to learn with.
+
+    They depend on the run's keys [S, 2] and on the step alone, so that those of many iterations are made at once.
+    """
+    act, environment, carry, learn = jnp.swapaxes(jax.vmap(lambda k: jax.random.split(k, 4))(key), 0, 1)
+
+    def at(keys: jax.Array, step: jax.Array) -> jax.Array:
+        return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+
+    steps = step + instances * jnp.arange(rollout_length)
+    of_steps = (jax.vmap(lambda step, k=k: at(k, step))(steps) for k in (act, environment, carry))
+    return StepKeys(*of_steps), at(learn, step)
 
 
 def empty_window(seeds: int, metrics: int) -> Window:

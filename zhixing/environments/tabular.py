@@ -57,6 +57,8 @@ class TabularEnv(JaxEnvironment):
             raise UsageError(f"the table has {self.num_states} states; name no others in its successors or starts")
         self.start_states = np.flatnonzero(self.initial_distribution).astype(np.int32)
         self._outcome_thresholds = _thresholds(self.probabilities)
+        # Side by side in one array, for one lookup a step; float32 holds numbers of states up to 2^24 exactly.
+        self._outcomes = np.stack([self.successors, self.rewards, self.terminated], -1).astype(np.float32)
         self._start_thresholds = _thresholds(self.initial_distribution[self.start_states])
 
     @classmethod
@@ -85,10 +87,9 @@ class TabularEnv(JaxEnvironment):
 
     def step_env(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any) -> tuple:
         outcome = _draw(key, jnp.asarray(self._outcome_thresholds)[state, action])
-        successor, reward, terminated = (
-            jnp.asarray(array)[state, action, outcome] for array in (self.successors, self.rewards, self.terminated)
-        )
-        return successor, successor, reward, terminated, {}
+        successor, reward, terminated = jnp.asarray(self._outcomes)[state, action, outcome]
+        successor = successor.astype(jnp.int32)
+        return successor, successor, reward, terminated > 0, {}
 
     def observation_space(self, params: Any) -> spaces.Discrete:
         return spaces.Discrete(self.num_states)
