@@ -37,6 +37,8 @@ def test_png_and_svg(tmp_path):
     assert xml.etree.ElementTree.parse(svg).getroot().tag.endswith("svg")
     again = plot_runs([one, other], tmp_path / "again.svg", x="time")
     assert again.read_bytes() == svg.read_bytes()
+    logarithmic = plot_runs([one, other], tmp_path / "log.svg", x="time", log=True)
+    assert logarithmic.read_bytes() != svg.read_bytes()
     assert plot_runs([one], tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
 
 

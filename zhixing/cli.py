@@ -256,6 +256,7 @@ def plot(arguments: Sequence[str]) -> None:
     flags.add_argument("--output", type=Path, default=Path("curves.png"), help="a .png, .svg or .pdf")
     flags.add_argument("--metric", nargs="+", default=["evaluation/return"], help="columns of metrics.csv")
     flags.add_argument("--x", choices=("steps", "time"), default="steps")
+    flags.add_argument("--log", action="store_true", help="powers of ten up the axis")
     flags.add_argument("--labels", nargs="+", help="one for each run")
     flags.add_argument("--title")
     own = flags.parse_args(arguments)
@@ -264,7 +265,7 @@ def plot(arguments: Sequence[str]) -> None:
     # A run may also come after the metrics.
     folders = [word for word in own.metric if Path(word).is_dir()]
     metrics = [word for word in own.metric if word not in folders]
-    print(plot_runs([*own.runs, *map(Path, folders)], own.output, metrics, own.x, own.title, own.labels))
+    print(plot_runs([*own.runs, *map(Path, folders)], own.output, metrics, own.x, own.title, own.labels, own.log))
 
 
 def list_all(arguments: Sequence[str]) -> None:

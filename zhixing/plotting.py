@@ -44,13 +44,15 @@ def plot_runs(
     x: str = "steps",
     title: str | None = None,
     labels: Sequence[str] | None = None,
+    log: bool = False,
 ) -> Path:
     """Draw the learning curves of runs into `output` (.png, .svg or .pdf) and return its path.
 
     One curve a run, over the steps that its own table holds: the IQM over its seeds with the 95 % bootstrap
     interval, at the steps where every seed has a number (of the group `episode/`, a seed keeps its last one).
     `metric`: a column, or several: then a run's curves have one colour, and each metric a dash of its own.
-    `x`: "steps" (environment steps of one seed) or "time" (seconds). `labels`: one a run; default the folder's
+    `x`: "steps" (environment steps of one seed) or "time" (seconds). `log`: powers of ten up the axis, for values
+    that diverge; from -1 to 1 it is linear. `labels`: one a run; default the folder's
     name, or the path where two folders share a name. Raises UsageError for what is no run, has no such metric or
     no number of it yet, and for an unknown format.
     """
@@ -71,7 +73,7 @@ def plot_runs(
     if not metrics:
         raise UsageError("no metric to plot; name a column of metrics.csv")
     curves = {name: [_curve(directory, name, x) for directory in run_directories] for name in metrics}
-    _save(lambda: _draw(curves, labels, x, title), output)
+    _save(lambda: _draw(curves, labels, x, title, log), output)
     return output
 
 
@@ -153,7 +155,7 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _draw(curves: Mapping[str, Sequence[tuple]], labels: Sequence[str], x: str, title: str | None) -> Any:
+def _draw(curves: Mapping[str, Sequence[tuple]], labels: Sequence[str], x: str, title: str | None, log: bool) -> Any:
     """`curves`: of each metric, one a run, as `_curve` gives it."""
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
@@ -168,6 +170,9 @@ def _draw(curves: Mapping[str, Sequence[tuple]], labels: Sequence[str], x: str, 
             axes.plot([], [], color="#555555", linestyle=_DASHES[number % len(_DASHES)], label=_words(metric))
 
     axes.set_ylabel(_words(next(iter(curves))) if not several else "")
+    if log:
+        axes.set_yscale("symlog", linthresh=1.0)
+        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     _tidy(axes, x)
     has_band = any(len(values) > 1 for of_runs in curves.values() for _, values in of_runs)
     axes.legend(frameon=False, loc="best", title="IQM, 95 % interval" if has_band else None, alignment="left")
