@@ -155,8 +155,12 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _draw(curves: Mapping[str, Sequence[tuple]], labels: Sequence[str], x: str, title: str | None, log: bool) -> Any:
+def _draw(
+    curves: Mapping[str, Sequence[tuple]], labels: Sequence[str], x: str, title: str | None, log: bool = False
+) -> Any:
     """`curves`: of each metric, one a run, as `_curve` gives it."""
+    from matplotlib.ticker import EngFormatter
+
     figure = _figure(7, 4.2)
     axes = figure.add_subplot()
     several = len(curves) > 1
