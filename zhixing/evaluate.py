@@ -18,7 +18,7 @@ import numpy as np
 
 from zhixing.core import Algorithm
 from zhixing.environments.base import Batch, Environment
-from zhixing.environments.transforms import Chain, ScaleReward
+from zhixing.environments.transforms import Chain
 from zhixing.shared import over_seeds
 
 EVALUATION_STREAM = 0x5EED  # sets evaluation's random numbers apart from training's with the same seed
@@ -126,7 +126,7 @@ class Evaluator:
         """Book one step into the slot of the episode under way; beyond the last slot it is dropped."""
         slot = self.slot(progress)
         returns = progress.returns + jnp.where(slot, timestep.reward[..., None], 0.0)
-        told = over_seeds(self.told, len(self.seeds), progress.transforms, timestep.reward)
+        told = over_seeds(self.chain.reward, len(self.seeds), progress.transforms, timestep.reward)
         discount: Any = getattr(algorithm, "discount", None)
         discounted = discount**progress.lengths * told[..., None] if predicts(algorithm) else jnp.nan  # (E.2)
         discounted_returns = progress.discounted_returns + jnp.where(slot, discounted, 0.0)
@@ -143,14 +143,6 @@ class Evaluator:
             discounted_returns=discounted_returns,
             finished=finished,
         )
-
-    def told(self, states: tuple, reward: jax.Array) -> jax.Array:
-        """`reward` [E] of one seed in the unit of its values: as `ScaleReward` scales it, by training's statistics."""
-        for transform, state in zip(self.chain.transforms, states, strict=True):
-            if isinstance(transform, ScaleReward):
-                scaled = reward * jax.lax.rsqrt(state.statistics.variance + 1e-8)
-                reward = jnp.clip(scaled, -transform.limit, transform.limit)
-        return reward
 
     def play(self, algorithm: Algorithm, learner: Any, progress: Progress) -> Progress:
         """The whole evaluation as one program."""

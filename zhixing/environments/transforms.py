@@ -48,6 +48,10 @@ class Transform:
         """One observation as the policy sees it, with the statistics as they are."""
         return observation
 
+    def reward(self, state: Any, reward: jax.Array) -> jax.Array:
+        """Rewards as training tells them to the algorithm, with the statistics as they are."""
+        return reward
+
     def for_evaluation(self, state: Any, inner: Spaces, num_environments: int) -> Any:
         """The training state's statistics with fresh instances."""
         return state
@@ -157,11 +161,12 @@ class ScaleReward(Transform):
         if not training:
             return state, timestep
         discounted_return = self.discount * state.discounted_return + timestep.reward
-        statistics = state.statistics.merge(discounted_return)
-        reward = timestep.reward * jax.lax.rsqrt(statistics.variance + 1e-8)
         ended = timestep.terminated | timestep.truncated
-        state = RewardState(statistics, jnp.where(ended, 0.0, discounted_return))
-        return state, timestep._replace(reward=jnp.clip(reward, -self.limit, self.limit))
+        state = RewardState(state.statistics.merge(discounted_return), jnp.where(ended, 0.0, discounted_return))
+        return state, timestep._replace(reward=self.reward(state, timestep.reward))
+
+    def reward(self, state: RewardState, reward: jax.Array) -> jax.Array:
+        return jnp.clip(reward * jax.lax.rsqrt(state.statistics.variance + 1e-8), -self.limit, self.limit)
 
 
 @dataclass(frozen=True)
@@ -242,3 +247,8 @@ class Chain:
         for transform, state in zip(self.transforms, states, strict=True):
             observation = transform.observe(state, observation)
         return observation
+
+    def reward(self, states: tuple, reward: jax.Array) -> jax.Array:
+        for transform, state in zip(self.transforms, states, strict=True):
+            reward = transform.reward(state, reward)
+        return reward
