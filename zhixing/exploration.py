@@ -1,9 +1,11 @@
 """Behaviour policies of the value learners."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+
+from zhixing import schedules
 
 
 def epsilon_greedy(key: jax.Array, action_values: jax.Array, epsilon: jax.Array | float) -> jax.Array:
@@ -30,6 +32,12 @@ def probabilities(
         return jax.nn.softmax(action_values / temperature)
     actions = action_values.shape[-1]
     return epsilon / actions + (1.0 - epsilon) * jax.nn.one_hot(action_values.argmax(-1), actions)
+
+
+def behaviour(algorithm: Any, action_values: jax.Array, progress: jax.Array) -> jax.Array:
+    """`probabilities` with the exploration settings of a learner on a table, at `progress` of the run."""
+    epsilon = schedules.linear(algorithm.epsilon_start, algorithm.epsilon_end, algorithm.epsilon_fraction, progress)
+    return probabilities(algorithm.exploration, action_values, epsilon, algorithm.temperature)
 
 
 def sample(key: jax.Array, probabilities: jax.Array) -> jax.Array:

@@ -15,12 +15,11 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zhixing import exploration, schedules
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing import exploration
+from zhixing.core import Clock, Online, Spec, Transition, hyperparameters
 from zhixing.exploration import Exploration
-from zhixing.tables import require_table, step_size
+from zhixing.tables import check_table_settings, step_size
 
 
 class State(NamedTuple):
@@ -52,19 +51,14 @@ class DoubleQLearning(Online):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_table(self, spec, instead="DQN")
-        require_positive(self, "learning_rate", "temperature")
-        require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
-        require_between(self, 0, np.inf, "learning_rate_decay")
+        check_table_settings(self, spec, instead="DQN")
 
     def init(self, key: jax.Array, spec: Spec) -> State:
         shape = (2, spec.num_states, spec.num_actions)
         return State(jnp.full(shape, self.initial_value), jnp.zeros(shape, jnp.int32), Clock.start(spec))
 
     def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (DQL.1)
-        epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress)
-        q = self.mean(state, observation)
-        pi = exploration.probabilities(self.exploration, q, epsilon, self.temperature)
+        pi = exploration.behaviour(self, self.mean(state, observation), state.clock.progress)
         return exploration.sample(key, pi), carry, ()
 
     def update(self, state: State, episode: tuple, transition: Transition, key: jax.Array):

@@ -10,22 +10,15 @@ Van Seijen et al., "A theoretical and empirical analysis of Expected Sarsa", ADP
     (ES.4)  Q(S, A) ← Q(S, A) + α δ
 """
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zhixing import exploration, schedules
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing import exploration
+from zhixing.core import Online, Spec, Transition, hyperparameters
 from zhixing.exploration import Exploration
-from zhixing.tables import require_table, step_size
-
-
-class State(NamedTuple):
-    q: jax.Array  # [states, actions], Q(s, a)
-    visits: jax.Array  # [states, actions] int32, how often each pair was updated
-    clock: Clock
+from zhixing.tables import Table, check_table_settings, step_size
 
 
 @hyperparameters
@@ -46,21 +39,18 @@ class ExpectedSarsa(Online):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_table(self, spec, instead="DQN")
-        require_positive(self, "learning_rate", "temperature")
-        require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
-        require_between(self, 0, np.inf, "learning_rate_decay")
+        check_table_settings(self, spec, instead="DQN")
 
-    def init(self, key: jax.Array, spec: Spec) -> State:
-        shape = (spec.num_states, spec.num_actions)
-        return State(jnp.full(shape, self.initial_value), jnp.zeros(shape, jnp.int32), Clock.start(spec))
+    def init(self, key: jax.Array, spec: Spec) -> Table:
+        return Table.create(spec, self.initial_value)
 
-    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (ES.1)
-        return exploration.sample(key, self.behaviour(state.q[observation], state.clock)), carry, ()
+    def act(self, state: Table, carry: tuple, observation: jax.Array, key: jax.Array):  # (ES.1)
+        pi = exploration.behaviour(self, state.q[observation], state.clock.progress)
+        return exploration.sample(key, pi), carry, ()
 
-    def update(self, state: State, episode: tuple, transition: Transition, key: jax.Array):
+    def update(self, state: Table, episode: tuple, transition: Transition, key: jax.Array):
         s, a, next_q = transition.observation, transition.action, state.q[transition.next_observation]
-        next_value = (self.behaviour(next_q, state.clock) * next_q).sum()
+        next_value = (exploration.behaviour(self, next_q, state.clock.progress) * next_q).sum()
         target = transition.reward + self.discount * transition.bootstrap * next_value
         td_error = target - state.q[s, a]  # (ES.3)
 
@@ -69,15 +59,10 @@ class ExpectedSarsa(Online):
         q = state.q.at[s, a].add(alpha * td_error)  # (ES.4)
 
         metrics = {"td_error": jnp.abs(td_error), "q": q[s, a], "step_size": alpha}
-        return State(q, visits, state.clock), episode, metrics
+        return Table(q, visits, state.clock), episode, metrics
 
-    def behaviour(self, q: jax.Array, clock: Clock) -> jax.Array:
-        """π(a | s) from Q(s, ·), `q` [..., actions]."""
-        epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, clock.progress)
-        return exploration.probabilities(self.exploration, q, epsilon, self.temperature)
-
-    def policy(self, state: State, observation: jax.Array) -> jax.Array:
+    def policy(self, state: Table, observation: jax.Array) -> jax.Array:
         return state.q[observation].argmax(-1).astype(jnp.int32)
 
-    def value(self, state: State, observation: jax.Array) -> jax.Array:
+    def value(self, state: Table, observation: jax.Array) -> jax.Array:
         return state.q[observation].max(-1)

@@ -19,18 +19,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zhixing import exploration, schedules
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing import exploration
+from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_positive
 from zhixing.exploration import Exploration
-from zhixing.tables import require_table, step_size
-
-
-class State(NamedTuple):
-    q: jax.Array  # [states, actions], Q(s, a)
-    visits: jax.Array  # [states, actions] int32, how often each pair was updated
-    clock: Clock
+from zhixing.tables import Table, check_table_settings, step_size
 
 
 class Waiting(NamedTuple):
@@ -73,23 +66,21 @@ class NStepTD(Online):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_table(self, spec, instead="DQN")
-        require_positive(self, "n_step", "learning_rate", "temperature")
-        require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
-        require_between(self, 0, np.inf, "learning_rate_decay")
+        check_table_settings(self, spec, instead="DQN")
+        require_positive(self, "n_step")
 
-    def init(self, key: jax.Array, spec: Spec) -> State:
-        shape = (spec.num_states, spec.num_actions)
-        return State(jnp.full(shape, self.initial_value), jnp.zeros(shape, jnp.int32), Clock.start(spec))
+    def init(self, key: jax.Array, spec: Spec) -> Table:
+        return Table.create(spec, self.initial_value)
 
     def episode(self, spec: Spec) -> Waiting:
         integers = jnp.zeros(self.n_step, jnp.int32)
         return Waiting(integers, integers, jnp.zeros(self.n_step), jnp.int32(0))
 
-    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (N.1)
-        return exploration.sample(key, self.behaviour(state.q[observation], state.clock)), carry, ()
+    def act(self, state: Table, carry: tuple, observation: jax.Array, key: jax.Array):  # (N.1)
+        pi = exploration.behaviour(self, state.q[observation], state.clock.progress)
+        return exploration.sample(key, pi), carry, ()
 
-    def update(self, state: State, episode: Waiting, transition: Transition, key: jax.Array):
+    def update(self, state: Table, episode: Waiting, transition: Transition, key: jax.Array):
         s, a, successor, n = transition.observation, transition.action, transition.next_observation, self.n_step
         zero = jnp.float32(0.0)
         learned: Learned = state.q, state.visits, {"td_error": zero, "q": zero, "step_size": zero}
@@ -97,7 +88,7 @@ class NStepTD(Online):
             learned = self.correct(learned, episode, 0, episode.length // n, lambda q: q[s, a])
 
         episode = episode.push(s, a, transition.reward, self.discount)
-        next_action = exploration.sample(key, self.behaviour(learned[0][successor], state.clock))
+        next_action = exploration.sample(key, exploration.behaviour(self, learned[0][successor], state.clock.progress))
 
         # h is the successor: for every step that waits, the oldest first, where the episode ends there.
         def value(q: jax.Array) -> jax.Array:
@@ -107,7 +98,7 @@ class NStepTD(Online):
         due = 0 if self.backup == "sarsa" else episode.length // n
         last = jnp.where(transition.ended, n, first + due)
         q, visits, metrics = self.correct(learned, episode, first, last, value)
-        return State(q, visits, state.clock), episode, metrics
+        return Table(q, visits, state.clock), episode, metrics
 
     def correct(self, learned: Learned, episode: Waiting, first: Any, last: Any, value: Callable) -> Learned:
         """Update the waiting steps `first`, ..., `last` - 1, with `value(q)` after their last reward.
@@ -133,16 +124,11 @@ class NStepTD(Online):
         if self.backup == "sarsa":  # (N.2)
             return q[action]
         if self.backup == "expected_sarsa":
-            return (self.behaviour(q, clock) * q).sum()
+            return (exploration.behaviour(self, q, clock.progress) * q).sum()
         return q.max()
 
-    def behaviour(self, q: jax.Array, clock: Clock) -> jax.Array:
-        """π(a | s) from Q(s, ·), `q` [..., actions]."""
-        epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, clock.progress)
-        return exploration.probabilities(self.exploration, q, epsilon, self.temperature)
-
-    def policy(self, state: State, observation: jax.Array) -> jax.Array:
+    def policy(self, state: Table, observation: jax.Array) -> jax.Array:
         return state.q[observation].argmax(-1).astype(jnp.int32)
 
-    def value(self, state: State, observation: jax.Array) -> jax.Array:
+    def value(self, state: Table, observation: jax.Array) -> jax.Array:
         return state.q[observation].max(-1)

@@ -10,21 +10,14 @@ Watkins, "Learning from delayed rewards", 1989; Sutton & Barto, "Reinforcement l
     (Q.4)  Q(S, A) ← Q(S, A) + α δ
 """
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from zhixing import exploration, schedules
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_between, require_positive
-from zhixing.tables import require_table, step_size
-
-
-class State(NamedTuple):
-    q: jax.Array  # [states, actions], Q(s, a)
-    visits: jax.Array  # [states, actions] int32, how often each pair was updated
-    clock: Clock
+from zhixing.core import Online, Spec, Transition, hyperparameters
+from zhixing.tables import Table, check_table_settings, step_size
 
 
 @hyperparameters
@@ -45,34 +38,30 @@ class QLearning(Online):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_table(self, spec)
-        require_positive(self, "learning_rate", "temperature")
-        require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
-        require_between(self, 0, np.inf, "learning_rate_decay")
+        check_table_settings(self, spec)
 
-    def init(self, key: jax.Array, spec: Spec) -> State:
-        shape = (spec.num_states, spec.num_actions)
-        return State(jnp.full(shape, self.initial_value), jnp.zeros(shape, jnp.int32), Clock.start(spec))
+    def init(self, key: jax.Array, spec: Spec) -> Table:
+        return Table.create(spec, self.initial_value)
 
-    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (Q.1)
+    def act(self, state: Table, carry: tuple, observation: jax.Array, key: jax.Array):  # (Q.1)
         q = state.q[observation]
         if self.exploration == "softmax":
             return exploration.softmax(key, q, self.temperature), carry, ()
         epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, state.clock.progress)
         return exploration.epsilon_greedy(key, q, epsilon), carry, ()
 
-    def update(self, state: State, episode: tuple, transition: Transition, key: jax.Array):
+    def update(self, state: Table, episode: tuple, transition: Transition, key: jax.Array):
         s, a = transition.observation, transition.action
         target = transition.reward + self.discount * transition.bootstrap * state.q[transition.next_observation].max()
         n, q = state.visits[s, a] + 1, state.q[s, a]
         td_error = target - q  # (Q.3)
         alpha = step_size(self.learning_rate, self.learning_rate_decay, n)
         q = q + alpha * td_error  # (Q.4)
-        state = State(state.q.at[s, a].set(q), state.visits.at[s, a].set(n), state.clock)
+        state = Table(state.q.at[s, a].set(q), state.visits.at[s, a].set(n), state.clock)
         return state, episode, {"td_error": jnp.abs(td_error), "q": q, "step_size": alpha}
 
-    def policy(self, state: State, observation: jax.Array) -> jax.Array:
+    def policy(self, state: Table, observation: jax.Array) -> jax.Array:
         return state.q[observation].argmax(-1).astype(jnp.int32)
 
-    def value(self, state: State, observation: jax.Array) -> jax.Array:
+    def value(self, state: Table, observation: jax.Array) -> jax.Array:
         return state.q[observation].max(-1)

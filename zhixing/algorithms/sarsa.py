@@ -17,18 +17,11 @@ from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from zhixing import exploration, schedules
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing import exploration
+from zhixing.core import Online, Spec, Transition, hyperparameters
 from zhixing.exploration import Exploration
-from zhixing.tables import require_table, step_size
-
-
-class State(NamedTuple):
-    q: jax.Array  # [states, actions], Q(s, a)
-    visits: jax.Array  # [states, actions] int32, how often each pair was updated
-    clock: Clock
+from zhixing.tables import Table, check_table_settings, step_size
 
 
 class Waiting(NamedTuple):
@@ -58,29 +51,26 @@ class Sarsa(Online):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_table(self, spec, instead="sarsa_lambda")
-        require_positive(self, "learning_rate", "temperature")
-        require_between(self, 0, 1, "discount", "epsilon_start", "epsilon_end", "epsilon_fraction")
-        require_between(self, 0, np.inf, "learning_rate_decay")
+        check_table_settings(self, spec, instead="sarsa_lambda")
 
-    def init(self, key: jax.Array, spec: Spec) -> State:
-        shape = (spec.num_states, spec.num_actions)
-        return State(jnp.full(shape, self.initial_value), jnp.zeros(shape, jnp.int32), Clock.start(spec))
+    def init(self, key: jax.Array, spec: Spec) -> Table:
+        return Table.create(spec, self.initial_value)
 
     def episode(self, spec: Spec) -> Waiting:
         return Waiting(jnp.int32(0), jnp.int32(0), jnp.float32(0.0), jnp.bool_(False))
 
-    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (S.1)
-        return exploration.sample(key, self.behaviour(state.q[observation], state.clock)), carry, ()
+    def act(self, state: Table, carry: tuple, observation: jax.Array, key: jax.Array):  # (S.1)
+        pi = exploration.behaviour(self, state.q[observation], state.clock.progress)
+        return exploration.sample(key, pi), carry, ()
 
-    def update(self, state: State, episode: Waiting, transition: Transition, key: jax.Array):
+    def update(self, state: Table, episode: Waiting, transition: Transition, key: jax.Array):
         s, a = transition.observation, transition.action
         target = episode.reward + self.discount * state.q[s, a]
         state, before = self.correct(state, episode.observation, episode.action, target, episode.there)
 
         # The last step of an episode waits for nothing.
         next_q = state.q[transition.next_observation]
-        next_action = exploration.sample(key, self.behaviour(next_q, state.clock))
+        next_action = exploration.sample(key, exploration.behaviour(self, next_q, state.clock.progress))
         target = transition.reward + self.discount * transition.bootstrap * next_q[next_action]
         state, last = self.correct(state, s, a, target, transition.ended)
 
@@ -88,22 +78,17 @@ class Sarsa(Online):
         metrics = jax.tree.map(jnp.add, before, last)
         return state, Waiting(s, a, transition.reward, jnp.bool_(True)), metrics
 
-    def behaviour(self, q: jax.Array, clock: Clock) -> jax.Array:
-        """π(a | s) from Q(s, ·), `q` [..., actions]."""
-        epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, clock.progress)
-        return exploration.probabilities(self.exploration, q, epsilon, self.temperature)
-
-    def correct(self, state: State, s: jax.Array, a: jax.Array, target: jax.Array, due: jax.Array):
+    def correct(self, state: Table, s: jax.Array, a: jax.Array, target: jax.Array, due: jax.Array):
         """Q(s, a) a step towards `target`, where the update is due."""
         q, n = state.q[s, a], state.visits[s, a] + due
         td_error = target - q  # (S.3)
         alpha = jnp.where(due, step_size(self.learning_rate, self.learning_rate_decay, n), 0.0)
         q = q + alpha * td_error  # (S.4)
-        state = State(state.q.at[s, a].set(q), state.visits.at[s, a].set(n), state.clock)
+        state = Table(state.q.at[s, a].set(q), state.visits.at[s, a].set(n), state.clock)
         return state, {"td_error": due * jnp.abs(td_error), "q": due * q, "step_size": alpha}
 
-    def policy(self, state: State, observation: jax.Array) -> jax.Array:
+    def policy(self, state: Table, observation: jax.Array) -> jax.Array:
         return state.q[observation].argmax(-1).astype(jnp.int32)
 
-    def value(self, state: State, observation: jax.Array) -> jax.Array:
+    def value(self, state: Table, observation: jax.Array) -> jax.Array:
         return state.q[observation].max(-1)

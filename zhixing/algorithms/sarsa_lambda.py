@@ -88,7 +88,8 @@ class SarsaLambda(Online):
         return Waiting(trace, active, jnp.int32(0), zero, zero, zero)
 
     def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (SL.1)
-        return exploration.sample(key, self.behaviour(self.q(state, observation), state.clock)), carry, ()
+        pi = exploration.behaviour(self, self.q(state, observation), state.clock.progress)
+        return exploration.sample(key, pi), carry, ()
 
     def update(self, state: State, episode: Waiting, transition: Transition, key: jax.Array):
         w, x, a = state.weights, state.features(transition.observation), transition.action
@@ -110,7 +111,7 @@ class SarsaLambda(Online):
 
         # The last step of an episode waits for nothing.
         next_q = self.q(state._replace(weights=w), transition.next_observation)
-        next_action = exploration.sample(key, self.behaviour(next_q, state.clock))
+        next_action = exploration.sample(key, exploration.behaviour(self, next_q, state.clock.progress))
         target = transition.reward + self.discount * transition.bootstrap * next_q[next_action]
         w, last = self.correct(w, alpha, episode, target, transition.ended.astype(jnp.float32))
 
@@ -129,11 +130,6 @@ class SarsaLambda(Online):
         else:
             w = w + step * td_error * episode.trace
         return w, {"td_error": due * jnp.abs(td_error), "q": due * q}
-
-    def behaviour(self, q: jax.Array, clock: Clock) -> jax.Array:
-        """π(a | s) from Q(s, ·), `q` [..., actions]."""
-        epsilon = schedules.linear(self.epsilon_start, self.epsilon_end, self.epsilon_fraction, clock.progress)
-        return exploration.probabilities(self.exploration, q, epsilon, self.temperature)
 
     def q(self, state: State, observation: jax.Array) -> jax.Array:
         """[..., actions]"""
