@@ -80,7 +80,7 @@ CART_POLE = ("train", "ppo", "CartPole-v1")
         ),
         (
             "train dqn Pendulum-v1",
-            "DQN needs discrete actions, this environment has Box(1,); use PPO",
+            "DQN needs Discrete actions, this environment has Box(1,); use PPO",
         ),
         ("train ppo MyEnvironment --environment.backend jax", "unknown JAX environment 'MyEnvironment'; one of: "),
         (

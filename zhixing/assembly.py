@@ -47,7 +47,7 @@ def build_loop(config: Config, environment: Environment) -> Loop:
             raise UsageError(f"frames of {environment.observation_space} cannot be stacked; set frame_stack to 1")
         transforms.append(FrameStack(settings.frame_stack))
     chain = Chain(tuple(transforms), Spaces(environment.observation_space, environment.action_space))
-    sizes = config.num_environments, config.total_steps, settings.frame_stack
+    sizes = config.num_environments, config.total_steps, settings.frame_stack, environment.max_episode_steps
     spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes)
     config.algorithm.check(spec)
     return Loop(config.all_seeds, chain, spec)
@@ -58,7 +58,7 @@ def build_evaluator(config: Config, environment: Environment, loop: Loop, episod
     if environment.max_episode_steps is None:
         environment = limited(environment, config)
     instances = COMPILED_INSTANCES if environment.compiled else HOST_INSTANCES
-    return Evaluator(environment, loop.chain, loop.seeds, episodes, instances)
+    return Evaluator(environment, loop, episodes, instances)
 
 
 def limited(environment: Environment, config: Config) -> Environment:

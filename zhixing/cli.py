@@ -221,32 +221,17 @@ def watch(arguments: Sequence[str]) -> None:
     run = TrainedRun.load(own.run, which=own.checkpoint)
     folder = own.run if own.run.is_dir() else own.run.parent
     output = None if own.window else own.output or folder / "episode.gif"
-    settings = run.config.environment
     result = play(
         run.environment.id,
-        lambda observation: run.policy(observation, own.seed),
+        run.player(own.seed),
         output,
         episodes=own.episodes,
         seed=run.config.seed,
         max_steps=run.environment.max_episode_steps or run.config.evaluation.max_steps,
-        options=settings.options,
-        make=stacked_maker(run.environment.id, settings.frame_stack),
+        options=run.config.environment.options,
     )
     if output is not None:
         print(result)
-
-
-def stacked_maker(id: str, frames: int) -> Callable[..., Any] | None:
-    """Makes the environment with its last `frames` observations stacked, as the policy sees them; None for one."""
-    if frames == 1:
-        return None
-    import gymnasium
-
-    def make(**arguments: Any) -> gymnasium.Env:
-        plain = gymnasium.make(id, disable_env_checker=True, **arguments)
-        return gymnasium.wrappers.FrameStackObservation(plain, frames, padding_type="reset")
-
-    return make
 
 
 def plot(arguments: Sequence[str]) -> None:

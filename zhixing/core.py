@@ -8,25 +8,34 @@ An algorithm is a frozen dataclass of hyper-parameters with pure functions over 
     policy(state, observation)            -> action                     greedy, for evaluation
     value(state, observation)             -> V(s)
 
-Its base says only which data `update` eats: `Online` the transition just made, `OnPolicy` a rollout [T, N],
-`OffPolicy` a minibatch [B] that a replay samples. The functions see one seed; the drivers vmap them over seeds.
+A policy with a memory has `play(state, carry, observation) -> action, carry` in the place of `policy`.
+
+Its base says only which data `update` eats: `Online` the transition just made, `OnPolicy` a rollout [T, N], `Episodic`
+whole episodes, `OffPolicy` a minibatch [B] that a replay samples. The functions see one seed; the drivers vmap them
+over seeds.
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, TypeVar, dataclass_transform
 
 import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gymnasium import spaces
 
 from zhixing import schedules
+from zhixing.environments.base import ACTION_MASK
 from zhixing.errors import UsageError
 from zhixing.priorities import Kind
 from zhixing.replay import Replay
 from zhixing.shared import Shared
 from zhixing.transition import Experience, Transition
+
+ActionSpaces = tuple[type[gymnasium.Space], ...]
+DISCRETE: ActionSpaces = (spaces.Discrete,)
+ANY: ActionSpaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,7 @@ class Spec:
     num_environments: int  # N
     total_steps: int  # environment steps of one seed in the whole run
     frame_stack: int = 1  # observations that make one, along a first axis of their own if there are several
+    max_episode_steps: int | None = None  # where an episode is truncated; None if never, or not known
 
     @property
     def num_actions(self) -> int:
@@ -88,7 +98,8 @@ def hyperparameters(cls: A) -> A:
 class Algorithm:
     """What the drivers know of an algorithm. See the module's docstring."""
 
-    discrete_only: ClassVar[bool] = False  # acts only in Discrete action spaces
+    action_spaces: ClassVar[ActionSpaces] = ANY  # where it acts
+    reads_action_mask: ClassVar[bool] = False  # never takes an action that the observation's "action_mask" forbids
 
     @property
     def steps_per_iteration(self) -> int:
@@ -102,11 +113,14 @@ class Algorithm:
 
     def check(self, spec: Spec) -> None:
         """Raise UsageError for a task or a setting that does not fit."""
-        name = type(self).__name__
-        if self.discrete_only and not isinstance(spec.action_space, gymnasium.spaces.Discrete):
-            raise UsageError(f"{name} needs discrete actions, this environment has {brief(spec.action_space)}; use PPO")
-        if not isinstance(spec.action_space, gymnasium.spaces.Discrete | gymnasium.spaces.Box):
-            raise UsageError(f"{name} acts in Discrete and Box spaces, this environment has {brief(spec.action_space)}")
+        if not isinstance(spec.action_space, self.action_spaces):
+            known = " or ".join(space.__name__ for space in self.action_spaces)
+            raise UsageError(
+                f"{type(self).__name__} needs {known} actions, this environment has {brief(spec.action_space)}; use PPO"
+            )
+        masked = isinstance(spec.observation_space, spaces.Dict) and ACTION_MASK in spec.observation_space.spaces
+        if masked and not self.reads_action_mask:
+            raise UsageError(f"{type(self).__name__} would take actions that the environment's mask forbids; use PPO")
 
     def init(self, key: jax.Array, spec: Spec) -> Any:
         raise NotImplementedError
@@ -129,13 +143,17 @@ class Algorithm:
     def policy(self, state: Any, observation: Any) -> Any:
         raise NotImplementedError
 
+    def play(self, state: Any, carry: Any, observation: Any) -> tuple[Any, Any]:
+        """The greedy action and the next carry; what evaluation calls. Only a policy with a memory overrides it."""
+        return self.policy(state, observation), carry
+
     def value(self, state: Any, observation: Any) -> Any:
         raise NotImplementedError
 
 
 def brief(space: gymnasium.Space) -> str:
     """A space in a word or two: bounds can be long arrays."""
-    return str(space) if isinstance(space, gymnasium.spaces.Discrete) else f"{type(space).__name__}{space.shape}"
+    return str(space) if isinstance(space, spaces.Discrete) else f"{type(space).__name__}{space.shape}"
 
 
 def require_positive(algorithm: Algorithm, *names: str) -> None:
@@ -214,6 +232,78 @@ class OnPolicy(Algorithm):
         state, metrics = self.update(state, rollout, key)
         clock = state.clock.tick(steps=rollout.reward.size, updates=self.updates_per_iteration)
         return eqx.tree_at(lambda s: s.clock, state, clock), memory, metrics
+
+
+class Episodes(NamedTuple):
+    """The last steps of each environment, and which of them are to be learned from."""
+
+    steps: Transition  # [L + T, N] in their order, without `next_observation`: nobody bootstraps
+    weight: jax.Array  # [L + T, N], 1 for the steps of episodes that have just ended, else 0
+
+
+class Unfinished(NamedTuple):
+    """What waits for the end of its episode."""
+
+    steps: Transition  # [L, N], the last ones, without `next_observation`
+    waiting: jax.Array  # [L, N] bool, those whose episode goes on
+    metrics: dict  # of the last update that had an episode to learn from
+
+
+@hyperparameters
+class Episodic(Algorithm):
+    """Eats whole episodes, each step of them once, in the first update after the episode's end.
+
+    A rollout cuts the episodes that go on at its end. Leaving those out would favour the short ones, so their steps
+    wait: the last L steps of each environment are kept, L the length of the longest episode. Of a longer one the
+    beginning may be pushed out before the end comes: it is then never learned from.
+    """
+
+    rollout_length: int = 128  # T, steps of each environment between two updates
+    longest_episode: int | None = None  # L, in steps; None: the environment's own limit
+
+    @property
+    def steps_per_iteration(self) -> int:
+        return self.rollout_length
+
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        require_positive(self, "rollout_length")
+        require_between(self, 1, np.inf, "longest_episode")
+        if self.longest_episode is None and spec.max_episode_steps is None:
+            raise UsageError(
+                f"{type(self).__name__} learns from whole episodes, and this environment does not say how long they "
+                "can be; set algorithm.longest_episode"
+            )
+
+    def memory(self, spec: Spec, example: Transition) -> Unfinished:
+        length = self.longest_episode or spec.max_episode_steps
+        empty = jax.tree.map(
+            lambda x: jnp.zeros((length, *x.shape[1:]), x.dtype), example._replace(next_observation=())
+        )
+        never = jnp.zeros_like(empty.reward)
+        key = jax.random.PRNGKey(0)
+        _, metrics = jax.eval_shape(lambda: self.update(self.init(key, spec), Episodes(empty, never), key))
+        return Unfinished(empty, never > 0, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics))
+
+    def update(self, state: Any, episodes: Episodes, key: jax.Array) -> tuple[Any, dict]:
+        raise NotImplementedError
+
+    def learn(self, state: Any, memory: Unfinished, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
+        rollout = rollout._replace(next_observation=())
+        steps = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), memory.steps, rollout)
+        waiting = jnp.concatenate([memory.waiting, jnp.full_like(rollout.ended, True)])
+        # An end at this step or at a later one: the first of these is the end of this step's episode.
+        complete = jax.lax.cummax(steps.ended.astype(jnp.int32), reverse=True) > 0
+        learned = waiting & complete
+
+        new, metrics = self.update(state, Episodes(steps, learned.astype(jnp.float32)), key)
+        # Where no episode has ended there is nothing to learn: momentum must not move anything either.
+        new, metrics = jax.tree.map(
+            lambda new, old: jnp.where(learned.any(), new, old), (new, metrics), (state, memory.metrics)
+        )
+        clock = state.clock.tick(steps=rollout.reward.size, updates=self.updates_per_iteration)
+        kept, waiting = jax.tree.map(lambda x: x[len(rollout.reward) :], (steps, waiting & ~complete))
+        return eqx.tree_at(lambda s: s.clock, new, clock), Unfinished(kept, waiting, metrics), metrics
 
 
 @hyperparameters

@@ -10,6 +10,7 @@ Q-learning", 2016, figure 3. Start states only: what a time limit of T steps cut
 and more for the states that come later.
 """
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from zhixing.core import Algorithm
+from zhixing.drivers.loop import Loop, where_ended
 from zhixing.environments.base import Batch, Environment
-from zhixing.environments.transforms import Chain
 from zhixing.shared import over_seeds
 
 EVALUATION_STREAM = 0x5EED  # sets evaluation's random numbers apart from training's with the same seed
@@ -39,6 +40,7 @@ class Progress(NamedTuple):
     environment: Any
     transforms: Any
     observation: Any  # [S, E, ...]
+    carry: Any  # [S, E, ...] of a policy with a memory
     returns: jax.Array  # [S, E, k]
     lengths: jax.Array  # [S, E, k] int32
     values: jax.Array  # [S, E, k]
@@ -58,14 +60,14 @@ class Evaluator:
     Each of the instances of one seed plays the same number of episodes.
     """
 
-    def __init__(
-        self, environment: Environment, chain: Chain, seeds: tuple[int, ...], episodes: int, max_instances: int
-    ):
-        self.seeds, self.chain, self.episodes = seeds, chain, episodes
+    def __init__(self, environment: Environment, loop: Loop, episodes: int, max_instances: int):
+        self.seeds, self.chain, self.episodes = loop.seeds, loop.chain, episodes
+        seeds = loop.seeds
         self.instances = max(n for n in range(1, min(episodes, max_instances) + 1) if episodes % n == 0)
         self.each = episodes // self.instances
         apart = [int(np.random.SeedSequence((seed, EVALUATION_STREAM)).generate_state(1)[0] >> 1) for seed in seeds]
         self.batch: Batch = environment.batch(apart, self.instances)
+        self.spec = replace(loop.spec, num_environments=self.instances)
         self._reset = jax.jit(self.batch.reset) if environment.saves_state else self.batch.reset
         self._begin = jax.jit(self.begin)
         self._act = jax.jit(self.act)
@@ -78,19 +80,21 @@ class Evaluator:
         keys = jnp.stack([jax.random.fold_in(jax.random.PRNGKey(seed), EVALUATION_STREAM) for seed in self.seeds])
         keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, step)))(keys)
         environment, observation = self._reset(keys[:, 0])
-        progress = self._begin(environment, transforms, observation, keys[:, 1])
+        progress = self._begin(algorithm, environment, transforms, observation, keys[:, 1])
         if self.compiled:
             progress = self._play(algorithm, learner, progress)
         else:
             while np.asarray(progress.finished).min() < self.each:
-                key, values, action = self._act(algorithm, learner, progress)
+                progress, action = self._act(algorithm, learner, progress)
                 environment, timestep = self.batch.step(progress.environment, np.asarray(action), None)
-                progress = progress._replace(environment=environment, values=values, key=key)
+                progress = progress._replace(environment=environment)
                 progress = self._count(algorithm, progress, timestep)
         played = progress.returns, progress.lengths, progress.values, progress.discounted_returns
         return Played(*(np.asarray(x).reshape(len(self.seeds), self.episodes) for x in played))
 
-    def begin(self, environment: Any, transforms: Any, observation: Any, key: jax.Array) -> Progress:
+    def begin(
+        self, algorithm: Algorithm, environment: Any, transforms: Any, observation: Any, key: jax.Array
+    ) -> Progress:
         count = len(self.seeds)
         transforms = over_seeds(lambda state: self.chain.for_evaluation(state, self.instances), count, transforms)
         transforms, observation = over_seeds(
@@ -99,14 +103,22 @@ class Evaluator:
         zeros = jnp.zeros((count, self.instances, self.each))
         lengths, unknown = zeros.astype(jnp.int32), jnp.full_like(zeros, jnp.nan)
         finished = jnp.zeros((count, self.instances), jnp.int32)
-        return Progress(environment, transforms, observation, zeros, lengths, unknown, zeros, finished, key)
+        carry = self.fresh_carry(algorithm, key)
+        return Progress(environment, transforms, observation, carry, zeros, lengths, unknown, zeros, finished, key)
 
-    def act(self, algorithm: Algorithm, learner: Any, progress: Progress) -> tuple[jax.Array, jax.Array, Any]:
-        """-> the next key, the values with those of episodes that begin, the greedy action [S, E, ...]."""
+    def fresh_carry(self, algorithm: Algorithm, key: jax.Array) -> Any:
+        """As at the start of an episode [S, E, ...]; () but for a policy with a memory: noise is for training only."""
+        if type(algorithm).play is Algorithm.play:
+            return ()
+        return over_seeds(lambda k: algorithm.carry(self.spec, k), len(self.seeds), key)
+
+    def act(self, algorithm: Algorithm, learner: Any, progress: Progress) -> tuple[Progress, Any]:
+        """-> with the values of episodes that begin, the next carry and key; the greedy action [S, E, ...]."""
         values = self.predict(algorithm, learner, progress) if predicts(algorithm) else progress.values
-        action = over_seeds(algorithm.policy, len(self.seeds), learner, progress.observation)
+        action, carry = over_seeds(algorithm.play, len(self.seeds), learner, progress.carry, progress.observation)
+        key = jax.vmap(lambda key: jax.random.split(key)[0])(progress.key)
         # The action is in the environment's units.
-        return jax.vmap(lambda key: jax.random.split(key)[0])(progress.key), values, self.chain.action(action)
+        return progress._replace(values=values, carry=carry, key=key), self.chain.action(action)
 
     def predict(self, algorithm: Algorithm, learner: Any, progress: Progress) -> jax.Array:
         """Book V(s₀) of the episodes that begin (E.1); at other steps nothing is computed."""
@@ -131,7 +143,8 @@ class Evaluator:
         discounted = discount**progress.lengths * told[..., None] if predicts(algorithm) else jnp.nan  # (E.2)
         discounted_returns = progress.discounted_returns + jnp.where(slot, discounted, 0.0)
         lengths = progress.lengths + slot
-        finished = progress.finished + (timestep.terminated | timestep.truncated)
+        ended = timestep.terminated | timestep.truncated
+        carry = where_ended(ended, self.fresh_carry(algorithm, progress.key), progress.carry)
         transforms, timestep = over_seeds(
             lambda state, t: self.chain.step(state, t, training=False), len(self.seeds), progress.transforms, timestep
         )
@@ -140,8 +153,9 @@ class Evaluator:
             observation=timestep.observation,
             returns=returns,
             lengths=lengths,
+            carry=carry,
             discounted_returns=discounted_returns,
-            finished=finished,
+            finished=progress.finished + ended,
         )
 
     def play(self, algorithm: Algorithm, learner: Any, progress: Progress) -> Progress:
@@ -152,9 +166,9 @@ class Evaluator:
 
         def one_step(progress: Progress) -> Progress:
             environment_key = jax.vmap(lambda key: jax.random.split(key)[1])(progress.key)
-            key, values, action = self.act(algorithm, learner, progress)
+            progress, action = self.act(algorithm, learner, progress)
             environment, timestep = self.batch.step(progress.environment, action, environment_key)
-            progress = progress._replace(environment=environment, values=values, key=key)
+            progress = progress._replace(environment=environment)
             return self.count(algorithm, progress, timestep)
 
         return jax.lax.while_loop(unfinished, one_step, progress)

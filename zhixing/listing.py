@@ -34,8 +34,8 @@ def environment_ids() -> list[str]:
         f"compiled, in JAX: {', '.join(environments.CLASSIC_CONTROL)}",
         f"compiled tables: {', '.join(environments.TOY_TEXT + environments.TEACHING)}",
         f"compiled, gymnax: Breakout-MinAtar, Asterix-MinAtar, SpaceInvaders-MinAtar, Catch-bsuite, …{note['gymnax']}",
-        f"compiled, EnvPool: {', '.join(environments.ENVPOOL_FIRST)}, and with --environment.backend envpool "
-        f"whatever it has{note['envpool']}",
+        f"compiled, EnvPool: {', '.join(environments.BOX2D + environments.MUJOCO)}, and with "
+        f"--environment.backend envpool whatever it has{note['envpool']}",
         "from Python: whatever is registered in Gymnasium; your own class with zhixing.train(…, MyEnvironment)",
     ]
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from zhixing.checkpoint import Checkpoints
 from zhixing.config import Config
 from zhixing.core import Algorithm
 from zhixing.drivers.loop import Run
-from zhixing.environments.base import Environment
+from zhixing.environments.base import Environment, Timestep
 from zhixing.errors import UsageError
 from zhixing.shared import map_seeds
 
@@ -40,6 +41,7 @@ class TrainedRun:
         self.step: int = metadata["step"]
         self._learner, self._transforms = run.learner, run.transforms
         self._policy, self._value = jax.jit(self._greedy), jax.jit(self._estimate)
+        self._begin, self._go_on = jax.jit(self._first), jax.jit(self._next)
 
     @classmethod
     def load(
@@ -99,7 +101,8 @@ class TrainedRun:
     def _observe(self, index: Any, observation: Any) -> tuple[Any, Any]:
         """The learner of one seed, and the observation as its policy sees it, [1, ...]."""
         learner, transforms = (map_seeds(lambda x: x[index], part) for part in (self._learner, self._transforms))
-        return learner, self.loop.chain.observe(transforms, jnp.asarray(observation)[None])
+        batch = jax.tree.map(lambda x: jnp.asarray(x)[None], observation)
+        return learner, self.loop.chain.observe(transforms, batch)
 
     def _greedy(self, index: Any, observation: Any) -> Any:
         return self.loop.chain.action(self.algorithm.policy(*self._observe(index, observation)))[0]
@@ -107,13 +110,38 @@ class TrainedRun:
     def _estimate(self, index: Any, observation: Any) -> Any:
         return self.algorithm.value(*self._observe(index, observation))[0]
 
+    def _first(self, index: Any, observation: Any) -> tuple[Any, Any]:
+        """-> the greedy action for the first observation of an episode, and what the player keeps."""
+        spec = replace(self.loop.spec, num_environments=1)
+        learner, transforms = (map_seeds(lambda x: x[index], part) for part in (self._learner, self._transforms))
+        transforms = self.loop.chain.for_evaluation(transforms, 1)
+        batch = jax.tree.map(lambda x: jnp.asarray(x)[None], observation)
+        transforms, seen = self.loop.chain.reset(transforms, batch, training=False)
+        return self._decide(learner, transforms, self.algorithm.carry(spec, jax.random.PRNGKey(0)), seen)
+
+    def _next(self, index: Any, kept: tuple[Any, Any], observation: Any) -> tuple[Any, Any]:
+        learner = map_seeds(lambda x: x[index], self._learner)
+        batch, going_on = jax.tree.map(lambda x: jnp.asarray(x)[None], observation), jnp.zeros(1, bool)
+        timestep = Timestep(batch, batch, jnp.zeros(1), going_on, going_on)
+        transforms, timestep = self.loop.chain.step(kept[0], timestep, training=False)
+        return self._decide(learner, transforms, kept[1], timestep.observation)
+
+    def _decide(self, learner: Any, transforms: Any, carry: Any, seen: Any) -> tuple[Any, Any]:
+        action, carry = self.algorithm.play(learner, carry, seen)
+        return jax.tree.map(lambda x: x[0], self.loop.chain.action(action)), (transforms, carry)
+
     def policy(self, observation: Any, seed: int | None = None) -> Any:
         """The greedy action for one observation, as a Gymnasium action; by default that of the best seed.
 
-        With `frame_stack`, `observation` is the stack.
+        With `frame_stack`, `observation` is the stack; `player` makes it. A policy with a memory needs a `player`.
         """
-        action = np.asarray(self._policy(self._of_seed(seed), self._fitting(observation)))
-        return int(action) if action.ndim == 0 else action
+        if type(self.algorithm).play is not Algorithm.play:
+            raise UsageError("this policy remembers its episode; use player = run.player(), then player(observation)")
+        return plain(self._policy(self._of_seed(seed), self._fitting(observation)))
+
+    def player(self, seed: int | None = None) -> "Player":
+        """Who plays episodes with the greedy policy, by default that of the best seed, observation by observation."""
+        return Player(self, self._of_seed(seed))
 
     def value(self, observation: Any, seed: int | None = None) -> float:
         """The critic's V(s) for one observation: for value learners, the largest Q(s, a)."""
@@ -121,7 +149,7 @@ class TrainedRun:
 
     def _fitting(self, observation: Any) -> Any:
         wanted = self.loop.spec.observation_space.shape
-        if np.shape(observation) != wanted:
+        if wanted is not None and np.shape(observation) != wanted:
             raise UsageError(f"the observation has the shape {np.shape(observation)}, not {wanted}; give one, as it is")
         return observation
 
@@ -165,3 +193,36 @@ class TrainedRun:
         if not self.directory.is_dir():
             raise UsageError(f"{self.directory} is a single file, without the run's records; load the run's folder")
         return self.directory
+
+
+class Player:
+    """Plays with a trained run's greedy policy; keeps what one episode needs: the memory, the stacked observations.
+
+    player = run.player()
+    observation, _ = environment.reset()
+    player.reset()
+    while True:
+        observation, reward, terminated, truncated, _ = environment.step(player(observation))
+    """
+
+    def __init__(self, run: TrainedRun, index: int):
+        self._run, self._index = run, index
+        self.reset()
+
+    def reset(self) -> None:
+        """A new episode begins."""
+        self._kept: Any = None
+
+    def __call__(self, observation: Any) -> Any:
+        """The action, as Gymnasium's, for the next observation of the episode as the environment gave it."""
+        if self._kept is None:
+            action, self._kept = self._run._begin(self._index, observation)
+        else:
+            action, self._kept = self._run._go_on(self._index, self._kept, observation)
+        return plain(action)
+
+
+def plain(action: Any) -> Any:
+    """A JAX action as NumPy's, a single index as an int."""
+    action = np.asarray(action)
+    return int(action) if action.ndim == 0 else action

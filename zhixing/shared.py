@@ -29,10 +29,35 @@ def seed_axes(tree: Any) -> Any:
     return jax.tree.map(lambda x: None if is_shared(x) else 0, tree, is_leaf=is_shared)
 
 
-def over_seeds(function: Callable, seeds: int, *arguments: Any, out_axes: Any = 0) -> Any:
+def cond_of_any(predicate: jax.Array, true: Callable, false: Callable, *operands: Any) -> Any:
+    """`jax.lax.cond` that stays a branch under vmap: `true` for all rows where `predicate` holds for any of them.
+
+    A vmapped `cond` computes both branches in every row and selects. Here a row whose own `predicate` is false may get
+    either answer, so that the two must be equal there. Not to be differentiated.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def branch(predicate: jax.Array, *operands: Any) -> Any:
+        return jax.lax.cond(predicate, true, false, *operands)
+
+    @branch.def_vmap
+    def rule(axis_size: int, batched: tuple, predicate: jax.Array, *operands: Any) -> tuple[Any, Any]:
+        axes = tuple(jax.tree.map(lambda b: 0 if b else None, part) for part in batched[1:])
+        rows = [jax.vmap(f, in_axes=axes, axis_size=axis_size) for f in (true, false)]
+        out = cond_of_any(predicate.any() if batched[0] else predicate, *rows, *operands)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return branch(predicate, *operands)
+
+
+def over_seeds(function: Callable, seeds: int, *arguments: Any, out_axes: Any = 0, in_place: bool = False) -> Any:
     """`function` of one seed's arguments, applied to those of `seeds` seeds; `out_axes` as for `jax.vmap`.
 
-    One seed goes the same way: taking its axis off and on again would make XLA copy the replay at each step.
+    A single seed goes without the axis, which leaves XLA more to simplify; but where it writes `in_place` to something
+    large, taking the axis off and on again would make XLA copy a whole replay at each step.
     """
+    if seeds == 1 and not in_place:
+        alone = (map_seeds(lambda x: x[0], argument) for argument in arguments)
+        return map_seeds(lambda x: x[None], function(*alone))
     in_axes = tuple(seed_axes(argument) for argument in arguments)
     return jax.vmap(function, in_axes=in_axes, out_axes=out_axes, axis_size=seeds)(*arguments)

@@ -42,7 +42,8 @@ def watch(
 
     Args:
         environment_id: an id that Gymnasium has, or a teaching environment, which is drawn as text.
-        act: raw observation -> action in the environment's own units.
+        act: raw observation -> action in the environment's own units. If it has a `reset`, that is called before each
+            episode: a `run.player()` needs it.
         output: a .gif or .mp4 to write; None: a window, or the terminal for a teaching environment.
         fps: frames a second; None: the environment's own, else 30.
         seed: of the first episode; the others follow from it.
@@ -125,6 +126,7 @@ def frames(
     """Play; yield what is drawn at the start and after each step, and print and append each episode's return."""
     for episode in range(episodes):
         observation, _ = environment.reset(seed=seed if episode == 0 else None)
+        getattr(act, "reset", lambda: None)()
         yield drawn(environment)
         total, steps, ended = 0.0, 0, False
         while not ended and steps < max_steps:
@@ -162,19 +164,20 @@ class TextWorld(gymnasium.Env):
         from zhixing.environments.teaching import TEACHING as MAKERS  # imports JAX
 
         self.world = MAKERS[id]()
-        self.observation_space = gymnasium.spaces.Discrete(self.world.num_states)
+        self.observation_space = gymnasium.spaces.Discrete(int(self.world.observations.max()) + 1)
         self.action_space = gymnasium.spaces.Discrete(self.world.num_actions)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
         super().reset(seed=seed)
         self.steps, self.state = 0, self.draw(self.world.initial_distribution)
-        return self.state, {}
+        return int(self.world.observations[self.state]), {}
 
     def step(self, action: int) -> tuple[int, float, bool, bool, dict]:
         place = self.state, action, self.draw(self.world.probabilities[self.state, action])
         self.steps, self.state = self.steps + 1, int(self.world.successors[place])
         truncated = self.steps == self.world.max_episode_steps
-        return self.state, float(self.world.rewards[place]), bool(self.world.terminated[place]), truncated, {}
+        observation = int(self.world.observations[self.state])
+        return observation, float(self.world.rewards[place]), bool(self.world.terminated[place]), truncated, {}
 
     def draw(self, probabilities: np.ndarray) -> int:
         return int(self.np_random.choice(len(probabilities), p=probabilities))

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from zhixing import exploration
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters
+from zhixing.core import DISCRETE, ActionSpaces, Clock, Online, Spec, Transition, hyperparameters
 from zhixing.exploration import Exploration
 from zhixing.tables import check_table_settings, step_size
 
@@ -37,7 +37,7 @@ class State(NamedTuple):
 class DoubleQLearning(Online):
     """Double Q-learning on two tables."""
 
-    discrete_only: ClassVar[bool] = True
+    action_spaces: ClassVar[ActionSpaces] = DISCRETE
 
     learning_rate: float = 0.1  # α
     learning_rate_decay: float = 0.0  # ω: the n-th update of an entry has α n^-ω; 0 keeps α constant

@@ -24,7 +24,17 @@ import jax.numpy as jnp
 import optax
 
 from zhixing import exploration, schedules
-from zhixing.core import Clock, Experience, OffPolicy, Spec, hyperparameters, require_between, require_positive
+from zhixing.core import (
+    DISCRETE,
+    ActionSpaces,
+    Clock,
+    Experience,
+    OffPolicy,
+    Spec,
+    hyperparameters,
+    require_between,
+    require_positive,
+)
 from zhixing.learned import Learned, Vector
 from zhixing.networks import Activation, Dueling, QNetwork, Torso
 
@@ -39,7 +49,7 @@ class State(NamedTuple):
 class DQN(OffPolicy):
     """Deep Q-network."""
 
-    discrete_only: ClassVar[bool] = True
+    action_spaces: ClassVar[ActionSpaces] = DISCRETE
 
     torso: Torso = "none"  # convolutions before the hidden layers, for images
     hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer

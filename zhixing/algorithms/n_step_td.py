@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from zhixing import exploration
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_positive
+from zhixing.core import DISCRETE, ActionSpaces, Clock, Online, Spec, Transition, hyperparameters, require_positive
 from zhixing.exploration import Exploration
 from zhixing.tables import Table, check_table_settings, step_size
 
@@ -50,7 +50,7 @@ Learned = tuple[jax.Array, jax.Array, dict]  # Q, visits, metrics
 class NStepTD(Online):
     """n-step Sarsa, Expected Sarsa or Q-learning on a table."""
 
-    discrete_only: ClassVar[bool] = True
+    action_spaces: ClassVar[ActionSpaces] = DISCRETE
 
     n_step: int = 4  # n
     backup: Literal["sarsa", "expected_sarsa", "q_learning"] = "sarsa"  # what follows the n rewards

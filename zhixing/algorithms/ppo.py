@@ -13,7 +13,7 @@ Departures, all of the authors' own code: value clipping, advantage normalisatio
     (PPO.7)  β doubles where KL > 1.5 × target, halves where KL < target / 1.5               paper, section 4
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, req
 from zhixing.errors import UsageError
 from zhixing.learned import Learned
 from zhixing.networks import Activation, ActorCritic
-from zhixing.returns import generalized_advantages
+from zhixing.returns import generalized_advantages, state_values
 
 
 class State(NamedTuple):
@@ -52,11 +52,14 @@ class Minibatch(NamedTuple):
 class PPO(OnPolicy):
     """Proximal policy optimisation."""
 
+    reads_action_mask: ClassVar[bool] = True
+
     hidden: tuple[int, ...] = (64, 64)  # units of each hidden layer
     activation: Activation = "tanh"
     shared_trunk: bool = False  # one trunk for policy and value
     state_dependent_std: bool = False  # continuous actions: the standard deviation is an output, not a parameter
     initial_log_std: float = 0.0
+    gsde_interval: int | None = None  # generalised state-dependent exploration, its noise renewed every so many steps
     learning_rate: float = 3e-4
     learning_rate_schedule: schedules.Schedule = "constant"
     discount: float = 0.99  # γ
@@ -92,32 +95,20 @@ class PPO(OnPolicy):
         return self.epochs * self.minibatches
 
     def init(self, key: jax.Array, spec: Spec) -> State:
-        net = ActorCritic.create(
-            key,
-            spec.observation_space,
-            spec.action_space,
-            self.hidden,
-            self.activation,
-            self.shared_trunk,
-            self.state_dependent_std,
-            self.initial_log_std,
-        )
+        net = ActorCritic.create(key, spec, self)
         clock = Clock.start(spec)
         beta = 0.0 if self.kl_penalty is None else self.kl_penalty
         return State(Learned.create(net, self.optimiser(clock)), jnp.float32(beta), clock)
 
-    def act(self, state: State, carry: tuple, observation: jax.Array, key: jax.Array):  # (PPO.1)
-        pi = state.actor_critic.net.policy(observation)
-        action = pi.sample(key)
+    def carry(self, spec: Spec, key: jax.Array) -> Any:
+        return ActorCritic.carry(key, spec, self)
+
+    def act(self, state: State, carry: Any, observation: jax.Array, key: jax.Array):  # (PPO.1)
+        action, carry, pi = state.actor_critic.net.act(carry, observation, key)
         return action, carry, Acted(pi.log_prob(action), () if self.kl_penalty is None else pi)
 
     def update(self, state: State, rollout: Transition, key: jax.Array) -> tuple[State, dict]:
-        net = state.actor_critic.net
-        value, next_value = net.value(rollout.observation), net.value(rollout.next_observation)
-        discount = self.discount * rollout.bootstrap
-        advantage = generalized_advantages(rollout.reward, discount, rollout.ended, value, next_value, self.gae_lambda)
-        target = advantage + value  # (PPO.2)
-        batch = Minibatch(rollout.observation, rollout.action, rollout.extras, advantage, value, target)
+        batch = self.assess(state.actor_critic.net, rollout)  # (PPO.2)
 
         def step(carry: tuple[Learned, jax.Array], minibatch: Minibatch) -> tuple[tuple[Learned, jax.Array], dict]:
             learned, stopped = carry
@@ -127,16 +118,27 @@ class PPO(OnPolicy):
                 new = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), learned, new)
             return (new, stopped), metrics
 
-        minibatches = shuffled_minibatches(batch, key, self.epochs, self.minibatches)
+        minibatches = self.shuffle(batch, key)
         (learned, _), metrics = jax.lax.scan(step, (state.actor_critic, jnp.bool(False)), minibatches)  # (PPO.6)
 
         beta, kl = state.kl_coefficient, metrics["kl"][-self.minibatches :].mean()
         beta = jnp.where(kl > 1.5 * self.kl_target, 2 * beta, jnp.where(kl < self.kl_target / 1.5, beta / 2, beta))
         metrics = jax.tree.map(jnp.mean, metrics) | {
-            "explained_variance": 1 - jnp.var(target - value) / (jnp.var(target) + 1e-8),
-            "value": value.mean(),
+            "explained_variance": 1 - jnp.var(batch.advantage) / (jnp.var(batch.target) + 1e-8),
+            "value": batch.value.mean(),
         }
         return State(learned, beta, state.clock), metrics  # (PPO.7)
+
+    def assess(self, net: ActorCritic, rollout: Transition) -> Minibatch:
+        """The rollout [T, N] with its advantages and value targets."""
+        value, next_value = state_values(ActorCritic.value, net, rollout)
+        discount = self.discount * rollout.bootstrap
+        advantage = generalized_advantages(rollout.reward, discount, rollout.ended, value, next_value, self.gae_lambda)
+        return Minibatch(rollout.observation, rollout.action, rollout.extras, advantage, value, advantage + value)
+
+    def shuffle(self, batch: Minibatch, key: jax.Array) -> Minibatch:
+        """The minibatches [K M, B, ...] of all epochs."""
+        return shuffled_minibatches(batch, key, self.epochs, self.minibatches)
 
     def loss(self, net: ActorCritic, batch: Minibatch, state: State) -> tuple[jax.Array, dict]:
         epsilon = self.clip * schedules.remaining(self.clip_schedule, state.clock.progress)

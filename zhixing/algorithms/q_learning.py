@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from zhixing import exploration, schedules
-from zhixing.core import Online, Spec, Transition, hyperparameters
+from zhixing.core import DISCRETE, ActionSpaces, Online, Spec, Transition, hyperparameters
 from zhixing.tables import Table, check_table_settings, step_size
 
 
@@ -24,7 +24,7 @@ from zhixing.tables import Table, check_table_settings, step_size
 class QLearning(Online):
     """Q-learning on a table."""
 
-    discrete_only: ClassVar[bool] = True
+    action_spaces: ClassVar[ActionSpaces] = DISCRETE
 
     learning_rate: float = 0.1  # α
     learning_rate_decay: float = 0.0  # ω: the n-th update of a pair has α n^-ω; 0 keeps α constant

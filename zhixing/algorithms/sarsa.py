@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from zhixing import exploration
-from zhixing.core import Online, Spec, Transition, hyperparameters
+from zhixing.core import DISCRETE, ActionSpaces, Online, Spec, Transition, hyperparameters
 from zhixing.exploration import Exploration
 from zhixing.tables import Table, check_table_settings, step_size
 
@@ -37,7 +37,7 @@ class Waiting(NamedTuple):
 class Sarsa(Online):
     """Sarsa on a table."""
 
-    discrete_only: ClassVar[bool] = True
+    action_spaces: ClassVar[ActionSpaces] = DISCRETE
 
     learning_rate: float = 0.1  # α
     learning_rate_decay: float = 0.0  # ω: the n-th update of a pair has α n^-ω; 0 keeps α constant

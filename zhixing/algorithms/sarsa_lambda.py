@@ -23,7 +23,17 @@ import jax
 import jax.numpy as jnp
 
 from zhixing import exploration, schedules
-from zhixing.core import Clock, Online, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing.core import (
+    DISCRETE,
+    ActionSpaces,
+    Clock,
+    Online,
+    Spec,
+    Transition,
+    hyperparameters,
+    require_between,
+    require_positive,
+)
 from zhixing.exploration import Exploration
 from zhixing.features import Features
 
@@ -54,7 +64,7 @@ class Waiting(NamedTuple):
 class SarsaLambda(Online):
     """Sarsa(λ) on a table or on tiles, true online with dutch traces."""
 
-    discrete_only: ClassVar[bool] = True
+    action_spaces: ClassVar[ActionSpaces] = DISCRETE
 
     tilings: int = 8  # of observations that are vectors; a power of 2, at least 4 times their length
     tiles: int = 8  # along each dimension

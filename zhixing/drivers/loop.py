@@ -7,10 +7,12 @@ counters. The functions are pure; every array has the leading axis S of the seed
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import gymnasium
 import jax
 import jax.numpy as jnp
+from gymnasium import spaces
 
-from zhixing.core import Algorithm, Spec, Transition
+from zhixing.core import Algorithm, OnPolicy, Spec, Transition
 from zhixing.environments.base import Timestep
 from zhixing.environments.transforms import Chain
 from zhixing.shared import Shared, over_seeds, seed_axes
@@ -103,8 +105,7 @@ class Loop:
     def example(self, algorithm: Algorithm) -> Transition:
         """The shapes of one seed's rollout [T, N]."""
         n, length = self.spec.num_environments, algorithm.steps_per_iteration
-        space = self.chain.spaces.observation
-        observation = jax.ShapeDtypeStruct((n, *(space.shape or ())), jax.dtypes.canonicalize_dtype(space.dtype))
+        observation = shapes_in(self.chain.spaces.observation, n)
 
         def one_step(key: jax.Array, observation: Any) -> Transition:
             state, carry = algorithm.init(key, self.spec), algorithm.carry(self.spec, key)
@@ -127,7 +128,8 @@ class Loop:
 
     def act(self, algorithm: Algorithm, learner: Any, carry: Any, observation: Any, key: jax.Array) -> Any:
         """-> (action, carry, extras) [S, N, ...] of the behaviour policy; `key` [S, 2]."""
-        return over_seeds(algorithm.act, len(self.seeds), learner, carry, observation, key)
+        arguments = learner, carry, observation, key
+        return over_seeds(algorithm.act, len(self.seeds), *arguments, in_place=not isinstance(algorithm, OnPolicy))
 
     def absorb(
         self, algorithm: Algorithm, run: Run, decision: tuple[Any, Any, Any], timestep: Timestep, key: jax.Array
@@ -150,9 +152,7 @@ class Loop:
         )
         if jax.tree.leaves(carry):
             fresh = over_seeds(lambda k: algorithm.carry(self.spec, k), len(self.seeds), key)
-            carry = jax.tree.map(
-                lambda new, old: jnp.where(ended.reshape(ended.shape + (1,) * (old.ndim - 2)), new, old), fresh, carry
-            )
+            carry = where_ended(ended, fresh, carry)
         run = run._replace(
             transforms=transforms, observation=timestep.observation, carry=carry, episodes=episodes, window=window
         )
@@ -170,6 +170,7 @@ class Loop:
             jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollout),
             key,
             out_axes=(seed_axes(learner), seed_axes(memory), 0),
+            in_place=not isinstance(algorithm, OnPolicy) or bool(jax.tree.leaves(memory)),
         )
         values = jnp.stack([metrics[name] for name in sorted(metrics)], axis=-1)  # [S, M]
         new_bad = (window.first_bad < 0) & ~jnp.isfinite(values)
@@ -203,6 +204,25 @@ def iteration_keys(key: jax.Array, step: jax.Array, rollout_length: int, instanc
     steps = step + instances * jnp.arange(rollout_length)
     of_steps = (jax.vmap(lambda step, k=k: at(k, step))(steps) for k in (act, environment, carry))
     return StepKeys(*of_steps), at(learn, step)
+
+
+def where_ended(ended: jax.Array, fresh: Any, carry: Any) -> Any:
+    """`fresh` where an episode `ended` [S, N], else `carry`; both [S, N, ...]."""
+    return jax.tree.map(
+        lambda new, old: jnp.where(ended.reshape(ended.shape + (1,) * (old.ndim - 2)), new, old), fresh, carry
+    )
+
+
+def shapes_in(space: gymnasium.Space, count: int) -> Any:
+    """The shapes of `count` elements of a space: of each part, if it is made of several."""
+    match space:
+        case spaces.Dict():
+            return {key: shapes_in(part, count) for key, part in space.items()}
+        case spaces.Tuple():
+            return tuple(shapes_in(part, count) for part in space.spaces)
+        case _:
+            shape = (count, *(space.shape or ()))
+            return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(space.dtype))
 
 
 def empty_window(seeds: int, metrics: int) -> Window:

@@ -9,8 +9,12 @@ from zhixing.errors import UsageError, unknown
 
 CLASSIC_CONTROL = ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Acrobot-v1")
 TOY_TEXT = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "CliffWalkingSlippery-v1", "Taxi-v4")
-TEACHING = ("zhixing/Maze-v0", "zhixing/TreasureLine-v0")
-ENVPOOL_FIRST = ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
+TEACHING = ("zhixing/Maze-v0", "zhixing/TreasureLine-v0", "zhixing/TMaze-v0")
+BOX2D = ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
+MUJOCO = (
+    *("Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "HumanoidStandup-v5", "InvertedDoublePendulum-v5"),
+    *("InvertedPendulum-v5", "Pusher-v5", "Reacher-v5", "Swimmer-v5", "Walker2d-v5"),
+)
 BACKENDS = ("auto", "jax", "envpool", "gymnasium")
 
 
@@ -50,7 +54,7 @@ def best_backend(id: str) -> str:
     """The fastest installed backend that has `id`."""
     if id in CLASSIC_CONTROL + TOY_TEXT + TEACHING or is_gymnax(id):
         return "jax"
-    if id in ENVPOOL_FIRST and importlib.util.find_spec("envpool"):
+    if id in BOX2D + MUJOCO and importlib.util.find_spec("envpool"):
         return "envpool"
     return "gymnasium"
 

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 
+ACTION_MASK = "action_mask"  # the part of a dictionary observation that says which actions are allowed
+
 
 class Timestep(NamedTuple):
     """What one step of a batch returns. Leading axes [S, N]: seeds, environments of one seed."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from zhixing.environments.base import ACTION_MASK
 from zhixing.environments.jax_adapter import JaxEnvironment
 from zhixing.errors import UsageError
 
@@ -27,6 +28,8 @@ class TabularEnv(JaxEnvironment):
             are numbered from 0, and every state has every action.
         initial_distribution: [states] probability of starting there.
         max_episode_steps: where an episode is cut; None: never.
+        observations: [states] the number that is seen in each state, where several look alike; None: its own.
+        action_mask: the observation is a dictionary, with the actions that may change something in "action_mask".
         grid: rows of one letter per state, in the order of the states, for `render_text`; None: it has no picture.
 
     Attributes:
@@ -45,6 +48,8 @@ class TabularEnv(JaxEnvironment):
         initial_distribution: Sequence[float] | np.ndarray,
         max_episode_steps: int | None = None,
         grid: Sequence[str] | None = None,
+        action_mask: bool = False,
+        observations: Sequence[int] | None = None,
     ):
         self.num_states, self.num_actions = len(table), len(table[0])
         self.max_episode_steps = max_episode_steps
@@ -56,13 +61,16 @@ class TabularEnv(JaxEnvironment):
         if self.initial_distribution.shape != (self.num_states,) or not (self.successors < self.num_states).all():
             raise UsageError(f"the table has {self.num_states} states; name no others in its successors or starts")
         self.start_states = np.flatnonzero(self.initial_distribution).astype(np.int32)
+        own = np.arange(self.num_states) if observations is None else observations
+        self.observations = np.asarray(own, np.int32)
+        self.action_mask = self._effective() if action_mask else None
         self._outcome_thresholds = _thresholds(self.probabilities)
         # Side by side in one array, for one lookup a step; float32 holds numbers of states up to 2^24 exactly.
         self._outcomes = np.stack([self.successors, self.rewards, self.terminated], -1).astype(np.float32)
         self._start_thresholds = _thresholds(self.initial_distribution[self.start_states])
 
     @classmethod
-    def from_gymnasium(cls, id: str, **kwargs: Any) -> Self:
+    def from_gymnasium(cls, id: str, action_mask: bool = False, **kwargs: Any) -> Self:
         """The table of a Gymnasium environment that has one: `from_gymnasium("FrozenLake-v1", is_slippery=False)`.
 
         Raises:
@@ -79,20 +87,35 @@ class TabularEnv(JaxEnvironment):
         # Taxi's fickle passenger changes his mind outside the table.
         if not hasattr(inner, "P") or getattr(inner, "fickle_passenger", False):
             raise UsageError(f"'{id}' is not described by a table of its transitions; use backend=gymnasium")
-        return cls(inner.P, inner.initial_state_distrib, spec.max_episode_steps, _grid(inner))
+        return cls(inner.P, inner.initial_state_distrib, spec.max_episode_steps, _grid(inner), action_mask)
+
+    def _effective(self) -> np.ndarray:
+        """[states, actions] bool: the actions that do not surely leave the state as it is; all where none would do."""
+        stays = (self.successors == np.arange(self.num_states)[:, None, None]) & ~self.terminated
+        mask = (self.probabilities * stays).sum(-1) < 1.0
+        return mask | ~mask.any(-1, keepdims=True)
+
+    def observe(self, state: jax.Array) -> Any:
+        seen = jnp.asarray(self.observations)[state]
+        if self.action_mask is None:
+            return seen
+        return {"observation": seen, ACTION_MASK: jnp.asarray(self.action_mask, jnp.int8)[state]}
 
     def reset_env(self, key: jax.Array, params: Any) -> tuple[jax.Array, jax.Array]:
         state = jnp.asarray(self.start_states)[_draw(key, jnp.asarray(self._start_thresholds))]
-        return state, state
+        return self.observe(state), state
 
     def step_env(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any) -> tuple:
         outcome = _draw(key, jnp.asarray(self._outcome_thresholds)[state, action])
         successor, reward, terminated = jnp.asarray(self._outcomes)[state, action, outcome]
         successor = successor.astype(jnp.int32)
-        return successor, successor, reward, terminated > 0, {}
+        return self.observe(successor), successor, reward, terminated > 0, {}
 
-    def observation_space(self, params: Any) -> spaces.Discrete:
-        return spaces.Discrete(self.num_states)
+    def observation_space(self, params: Any) -> spaces.Space:
+        states: spaces.Space = spaces.Discrete(int(self.observations.max()) + 1)
+        if self.action_mask is None:
+            return states
+        return spaces.Dict({"observation": states, ACTION_MASK: spaces.MultiBinary(self.num_actions)})
 
     def action_space(self, params: Any) -> spaces.Discrete:
         return spaces.Discrete(self.num_actions)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
-from zhixing.environments.base import Timestep
+from zhixing.environments.base import ACTION_MASK, Timestep
 
 
 class Spaces(NamedTuple):
@@ -104,32 +104,52 @@ class Statistics(NamedTuple):
 
 @dataclass(frozen=True)
 class NormalizeObservation(Transform):
-    """Observations less their running mean, over their running standard deviation, clipped to [-10, 10]."""
+    """Observations less their running mean, over their running standard deviation, clipped to [-10, 10].
+
+    Of a dictionary, each part that holds numbers; never the mask of the actions.
+    """
 
     limit: float = 10.0
 
     def spaces(self, inner: Spaces) -> Spaces:
-        if not isinstance(inner.observation, spaces.Box):
-            return inner
-        return inner._replace(observation=spaces.Box(-self.limit, self.limit, inner.observation.shape, np.float32))
+        return inner._replace(observation=self.normalized(inner.observation))
+
+    def normalized(self, space: gymnasium.Space) -> gymnasium.Space:
+        match space:
+            case spaces.Box():
+                return spaces.Box(-self.limit, self.limit, space.shape, np.float32)
+            case spaces.Dict():
+                return spaces.Dict({k: s if k == ACTION_MASK else self.normalized(s) for k, s in space.items()})
+            case _:
+                return space
 
     def init(self, inner: Spaces, num_environments: int) -> Any:
-        return Statistics.start(inner.observation.shape) if isinstance(inner.observation, spaces.Box) else ()
+        def start(space: gymnasium.Space) -> Any:
+            if isinstance(space, spaces.Dict):
+                return {key: () if key == ACTION_MASK else start(part) for key, part in space.items()}
+            return Statistics.start(space.shape) if isinstance(space, spaces.Box) else ()
+
+        return start(inner.observation)
+
+    def merge(self, state: Any, observation: Any) -> Any:
+        if isinstance(state, dict):
+            return {key: self.merge(part, observation[key]) for key, part in state.items()}
+        return state if state == () else state.merge(observation)
 
     def reset(self, state: Any, observation: Any, training: bool) -> tuple[Any, Any]:
-        if training and state != ():
-            state = state.merge(observation)
+        state = self.merge(state, observation) if training else state
         return state, self.observe(state, observation)
 
     def step(self, state: Any, timestep: Timestep, training: bool) -> tuple[Any, Timestep]:
-        if training and state != ():
-            state = state.merge(timestep.observation)
+        state = self.merge(state, timestep.observation) if training else state
         return state, timestep._replace(
             observation=self.observe(state, timestep.observation),
             next_observation=self.observe(state, timestep.next_observation),
         )
 
     def observe(self, state: Any, observation: Any) -> Any:
+        if isinstance(state, dict):
+            return {key: self.observe(part, observation[key]) for key, part in state.items()}
         if state == ():
             return observation
         normalized = (observation - state.mean) * jax.lax.rsqrt(state.variance + 1e-8)
