@@ -28,13 +28,20 @@ from typing import Any
 TASKS: dict[str, dict[str, Any]] = {
     "ppo": {"environment": "CartPole-v1", "num_environments": 8, "rollout_length": 32, "epochs": 4, "minibatches": 4,
             "hidden": (64, 64), "learning_rate": 3e-4, "discount": 0.98, "gae_lambda": 0.8, "max_gradient_norm": 0.5},
+    "a2c": {"environment": "CartPole-v1", "num_environments": 8, "rollout_length": 5, "hidden": (64, 64),
+            "learning_rate": 7e-4, "discount": 0.99, "gae_lambda": 1.0, "max_gradient_norm": 0.5},
+    "trpo": {"environment": "CartPole-v1", "num_environments": 8, "rollout_length": 128, "epochs": 10, "minibatches": 8,
+             "hidden": (64, 64), "learning_rate": 1e-3, "discount": 0.99, "gae_lambda": 0.95, "max_kl": 0.01,
+             "damping": 0.1, "conjugate_gradient_steps": 15, "fisher_stride": 1, "backtracks": 10,
+             "backtrack_factor": 0.8},
     "dqn": {"environment": "CartPole-v1", "num_environments": 1, "hidden": (256, 256), "batch_size": 64,
             "replay_capacity": 100_000, "learning_starts": 1_000, "target_period": 200, "learning_rate": 1e-3,
             "epsilon_start": 0.05, "epsilon_end": 0.05, "max_gradient_norm": 10.0},
     "q_learning": {"environment": "FrozenLake-v1", "num_environments": 1},
 }  # fmt: skip
 TASKS["dqn_64"] = TASKS["dqn"] | {"hidden": (64, 64)}
-PEERED = ("ppo", "dqn", "dqn_64")  # with a side of Stable-Baselines3
+PEERED = ("ppo", "a2c", "trpo", "dqn", "dqn_64")  # with a side of Stable-Baselines3, for TRPO of its contrib package
+LIMITED = ("ppo", "a2c", "dqn", "dqn_64")  # whose matrix products are counted
 REPLAYS, CAPACITIES = ("uniform", "proportional", "rank"), (10_000, 100_000, 1_000_000)
 INPUTS, ACTIONS = 4, 2  # of CartPole
 WARM_UP = 1_100  # environment steps; DQN is learning by then
@@ -122,13 +129,27 @@ def measure_sb3(task: str, seconds: float, threads: int) -> dict[str, float]:
     started = time.perf_counter()
     s = TASKS[task]
     environment = make_vec_env(s["environment"], s["num_environments"], seed=0)
-    common = {"learning_rate": s["learning_rate"], "max_grad_norm": s["max_gradient_norm"], "seed": 0, "device": "cpu"}
+    common = {"learning_rate": s["learning_rate"], "seed": 0, "device": "cpu"}
+    if "max_gradient_norm" in s:
+        common["max_grad_norm"] = s["max_gradient_norm"]
+    if "rollout_length" in s:  # on-policy
+        common |= {"n_steps": s["rollout_length"], "gamma": s["discount"], "gae_lambda": s["gae_lambda"],
+                   "policy_kwargs": {"net_arch": {"pi": list(s["hidden"]), "vf": list(s["hidden"])}}}  # fmt: skip
+    if "minibatches" in s:
+        common["batch_size"] = s["num_environments"] * s["rollout_length"] // s["minibatches"]
     if task == "ppo":
-        batch = s["num_environments"] * s["rollout_length"] // s["minibatches"]
         model = sb3.PPO(
-            "MlpPolicy", environment, n_steps=s["rollout_length"], batch_size=batch, n_epochs=s["epochs"],
-            gamma=s["discount"], gae_lambda=s["gae_lambda"], ent_coef=0.0, vf_coef=0.5, clip_range=0.2, **common,
-            policy_kwargs={"net_arch": {"pi": list(s["hidden"]), "vf": list(s["hidden"])}},
+            "MlpPolicy", environment, n_epochs=s["epochs"], ent_coef=0.0, vf_coef=0.5, clip_range=0.2, **common
+        )
+    elif task == "a2c":
+        model = sb3.A2C("MlpPolicy", environment, ent_coef=0.0, vf_coef=0.5, rms_prop_eps=1e-5, **common)
+    elif task == "trpo":
+        from sb3_contrib import TRPO
+
+        model = TRPO(
+            "MlpPolicy", environment, target_kl=s["max_kl"], cg_damping=s["damping"], n_critic_updates=s["epochs"],
+            cg_max_steps=s["conjugate_gradient_steps"], sub_sampling_factor=s["fisher_stride"],
+            line_search_max_iter=s["backtracks"], line_search_shrinking_factor=s["backtrack_factor"], **common,
         )  # fmt: skip
     else:
         model = sb3.DQN(
@@ -214,7 +235,7 @@ def compare(sides: dict[str, dict[str, Any]], repeats: int) -> dict[str, dict[st
 
 
 def work(task: str) -> tuple[list[tuple[tuple[int, int, int], float]], float]:
-    """-> the matrix products of one environment step, each ((m, k, n), how often), and the operations of Adam."""
+    """-> the matrix products of one environment step, each ((m, k, n), how often), and the optimiser's operations."""
     s = TASKS[task]
 
     def forward(batch: int, outputs: int, often: float) -> list:
@@ -225,18 +246,20 @@ def work(task: str) -> tuple[list[tuple[tuple[int, int, int], float]], float]:
         return [p for (m, k, n), o in layers for p in (((m, k, n), o), ((m, n, k), o), ((k, m, n), o))]
 
     n = s["num_environments"]
-    if task == "ppo":
-        rollout = n * s["rollout_length"]
-        updates = s["epochs"] * s["minibatches"] / rollout  # a step
-        batch, outputs = rollout // s["minibatches"], (ACTIONS, 1)
-        products = forward(n, ACTIONS, 1 / n) + forward(rollout, 1, 2 / rollout)  # V(s) and V(s') for the advantages
+    if "rollout_length" in s:
+        rollout, minibatches = n * s["rollout_length"], s.get("minibatches", 1)
+        updates = s.get("epochs", 1) * minibatches / rollout  # a step
+        batch, outputs = rollout // minibatches, (ACTIONS, 1)
+        values = 2 if task == "ppo" else 1  # V(s) and V(s') for the advantages; A2C's loss has V(s) already
+        products = forward(n, ACTIONS, 1 / n) + forward(rollout, 1, values / rollout)
         products += [p for o in outputs for p in forward_and_backward(batch, o, updates)]
     else:
         updates, batch, outputs = 1.0, s["batch_size"], (ACTIONS,)
         products = forward(n, ACTIONS, 1 / n) + forward(batch, ACTIONS, 1.0)  # acting; the target network
         products += forward_and_backward(batch, ACTIONS, 1.0)
     parameters = sum((k + 1) * o for out in outputs for k, o in pairwise((INPUTS, *s["hidden"], out)))
-    return products, 14 * parameters * updates  # Adam 12 operations a parameter, the gradient's norm 2
+    each = 9 if task == "a2c" else 14  # operations of a parameter: RMSProp 7, Adam 12; the gradient's norm 2
+    return products, each * parameters * updates
 
 
 def limits(rates: dict[str, dict[int, float]]) -> list[dict[str, Any]]:
@@ -317,6 +340,10 @@ def main() -> None:
     tasks = [task for task in PEERED if task in options.only]
     if tasks and importlib.util.find_spec("stable_baselines3") is None:
         raise SystemExit("speed: Stable-Baselines3 is missing; pip install stable-baselines3, or --only limit seeds")
+    if "trpo" in tasks and importlib.util.find_spec("sb3_contrib") is None:
+        raise SystemExit(
+            "speed: sb3-contrib, which has TRPO, is missing; pip install sb3-contrib, or --only the others"
+        )
 
     results: dict[str, Any] = {"machine": machine() | {"repeats": options.repeats, "seconds": options.seconds}}
 
@@ -327,9 +354,9 @@ def main() -> None:
         peer = {"what": "sb3", "task": task, "seconds": options.seconds}
         results[task] = compare({"zhixing": zhixing(task), "Stable-Baselines3": peer}, options.repeats)
     if "limit" in options.only:
-        alone = {task: zhixing(task) for task in PEERED if task not in tasks}
+        alone = {task: zhixing(task) for task in LIMITED if task not in tasks}
         measured = compare(alone, options.repeats) | {task: results[task]["zhixing"] for task in tasks}
-        results["limit"] = limits({task: measured[task]["rate_of_threads"] for task in PEERED})
+        results["limit"] = limits({task: measured[task]["rate_of_threads"] for task in LIMITED})
     if "seeds" in options.only:
         results["seeds"] = {
             task: compare({str(seeds): zhixing(task, seeds=seeds) for seeds in (1, SEEDS)}, options.repeats)
@@ -356,7 +383,11 @@ def machine() -> dict[str, Any]:
         described = []
     names = [line.partition(": ")[2] for line in described if line.startswith("model name")]
     installed = {d.name.lower().replace("_", "-"): d.version for d in distributions()}
-    packages = [name for name in ("zhixing", "jax", "stable-baselines3", "torch", "gymnasium") if name in installed]
+    packages = [
+        name
+        for name in ("zhixing", "jax", "stable-baselines3", "sb3-contrib", "torch", "gymnasium")
+        if name in installed
+    ]
     return {
         "processor": (names or [platform.processor() or platform.machine()])[0],
         "cores": os.cpu_count(),

@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from zhixing.algorithms import ALGORITHMS, algorithm_class
-from zhixing.core import Algorithm, Clock, OnPolicy, Spec, Transition, hyperparameters
+from zhixing.core import Algorithm, Clock, Episodic, OnPolicy, Spec, Transition, hyperparameters
 from zhixing.drivers.compiled import CompiledDriver
 from zhixing.drivers.host import HostDriver
 from zhixing.drivers.loop import Loop, Run
@@ -41,6 +41,7 @@ class Probe:
     starts: int = 1  # episodes start in one of so many first states
     actions: tuple[int, ...] | None = None  # [states], the best ones, where it matters
     max_episode_steps: int | None = None  # truncated there
+    returns: tuple[float, ...] | None = None  # [states], the mean return up to there, where it is not `values`
 
 
 PROBES = {
@@ -54,13 +55,20 @@ PROBES = {
     "termination": Probe(
         reward=((1, 1),) * 3, successor=(1, 2, END), values=(1 + DISCOUNT + DISCOUNT**2, 1 + DISCOUNT, 1.0)
     ),
-    "truncation": Probe(reward=((1, 1),), successor=(0,), values=(1 / (1 - DISCOUNT),), max_episode_steps=3),
+    "truncation": Probe(
+        reward=((1, 1),),
+        successor=(0,),
+        values=(1 / (1 - DISCOUNT),),
+        max_episode_steps=3,
+        returns=((1.75 + 1.5 + 1) / 3,),
+    ),
     # Where an episode is cut, the first state of the next one is worth less than the true successor.
     "truncation_successor": Probe(
         reward=((0, 0), (1, 1)),
         successor=(1, 1),
         values=(DISCOUNT / (1 - DISCOUNT), 1 / (1 - DISCOUNT)),
         max_episode_steps=3,
+        returns=(0.75, (1.5 + 1) / 2),
     ),
 }
 
@@ -77,6 +85,8 @@ class ProbeEnvironment:
     So one compiled program serves all: a row of the seeds axis has one probe, see `train_on_probes`.
     The observation is the state's index, or a number for it as a vector.
     """
+
+    max_episode_steps = 3  # of none is an episode longer
 
     def __init__(self, tabular: bool):
         probes = list(PROBES.values())
@@ -118,6 +128,7 @@ class ProbeEnvironment:
 class ContinuousProbeEnvironment(JaxEnvironment):
     """One step; the reward is -(action - observation)²."""
 
+    max_episode_steps = 2  # never reached
     observations = np.float32([[-1.0], [1.0]])
 
     def observation_space(self, params: Any) -> spaces.Space:
@@ -155,7 +166,13 @@ SETTINGS = {
     "n_step_td": TABULAR | {"n_step": 2, "initial_value": 1.5},
     "sarsa_lambda": TABULAR | {"learning_rate_schedule": "constant"},
     "dqn": {"target_period": 10, "epsilon_end": 0.2},
+    "reinforce": {"rollout_length": 16},
+    "ac": {"critic_learning_rate": 1e-2},
+    "a2c": {"rollout_length": 4},
+    "acer": {"rollout_length": 8, "average_decay": 0.9},
+    "trpo": {"rollout_length": 16, "minibatches": 2},
     "ppo": {"rollout_length": 16, "minibatches": 2},
+    "recurrent_ppo": {"rollout_length": 16, "minibatches": 2, "memory_size": 16},
 }
 TOTAL_STEPS = {
     "q_learning": 1_000,
@@ -165,7 +182,13 @@ TOTAL_STEPS = {
     "n_step_td": 1_000,
     "sarsa_lambda": 1_000,
     "dqn": 4_000,
+    "reinforce": 8_000,
+    "ac": 8_000,
+    "a2c": 8_000,
+    "acer": 4_000,
+    "trpo": 8_000,
     "ppo": 8_000,
+    "recurrent_ppo": 8_000,
 }
 DEFAULT_TOTAL_STEPS = 10_000
 
@@ -180,6 +203,18 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dqn_proportional": ("dqn", {"replay": "proportional"}),
     "dqn_rank": ("dqn", {"replay": "rank"}),
     "dqn_all": ("dqn", {"double": True, "dueling": "mean", "replay": "proportional", "n_step": 2}),
+    "reinforce_alone": ("reinforce", {"baseline": False}),
+    "reinforce_discounted": ("reinforce", {"discount_states": True, "normalize_advantage": True}),
+    "ac_q": ("ac", {"critic": "q"}),
+    "ac_discounted": ("ac", {"discount_states": True}),
+    "a2c_adam": ("a2c", {"optimiser": "adam", "gae_lambda": 0.9, "normalize_advantage": True}),
+    "a2c_kfac": ("a2c", {"optimiser": "kfac", "learning_rate": 0.25, "rollout_length": 8}),
+    "a2c_shared": ("a2c", {"shared_trunk": True}),
+    "acer_adam": ("acer", {"optimiser": "adam", "trust_region": None, "replay_ratio": 0}),
+    "acer_shared": ("acer", {"shared_trunk": True, "trust_region": 0.1, "replay_ratio": 2}),
+    "recurrent_ppo_lstm": ("recurrent_ppo", {"cell": "lstm", "sequence_length": 8, "minibatches": 4}),
+    "trpo_stride": ("trpo", {"fisher_stride": 4, "normalize_advantage": False}),
+    "trpo_reuse": ("trpo", {"reuse": 2}),
 }
 CASES = (*ALGORITHMS, *VARIANTS)
 
@@ -200,10 +235,18 @@ def make_algorithm(case: str, **more: Any) -> Algorithm:
 
 def accepts(algorithm: Algorithm, environment: Environment, num_environments: int = 4) -> bool:
     try:
-        algorithm.check(Spec(environment.observation_space, environment.action_space, num_environments, 1))
+        task = environment.observation_space, environment.action_space
+        algorithm.check(Spec(*task, num_environments, 1, max_episode_steps=environment.max_episode_steps))
     except UsageError:
         return False
     return True
+
+
+def known_values(algorithm: Algorithm, probe: Probe) -> tuple[float, ...]:
+    """[states], what `algorithm.value` must say: the return up to the limit if it never bootstraps, NaN if nothing."""
+    if not getattr(algorithm, "baseline", True):
+        return (np.nan,) * len(probe.values)
+    return probe.returns if isinstance(algorithm, Episodic) and probe.returns is not None else probe.values
 
 
 def probe_environment(algorithm: Algorithm) -> JaxAdapter:
@@ -222,7 +265,8 @@ def make_driver(
     environment: Environment, seeds: tuple[int, ...] = (0,), num_environments: int = 4, total_steps: int = 10_000
 ) -> CompiledDriver | HostDriver:
     chain = Chain((RescaleAction(),), Spaces(environment.observation_space, environment.action_space))
-    spec = Spec(chain.spaces.observation, chain.spaces.action, num_environments, total_steps)
+    limit = environment.max_episode_steps
+    spec = Spec(chain.spaces.observation, chain.spaces.action, num_environments, total_steps, max_episode_steps=limit)
     loop, batch = Loop(seeds, chain, spec), environment.batch(seeds, num_environments)
     return CompiledDriver(loop, batch, True) if environment.compiled else HostDriver(loop, batch)
 
@@ -273,6 +317,8 @@ def counting_step(episode: Any, step: Any, action: Any) -> tuple[Any, Any, Any]:
 
 class CountingEnvironment:
     """In gymnax's protocol with its own reset: the only way to know how many episodes there were."""
+
+    max_episode_steps = TRUNCATES_AFTER
 
     def observation_space(self, params: Any) -> spaces.Space:
         return COUNTING_SPACE

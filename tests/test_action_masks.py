@@ -68,7 +68,7 @@ class StrictEnv(gymnasium.Env):
 
 
 def test_who_reads_masks():
-    assert {"ppo", "recurrent_ppo"} <= set(READERS)
+    assert {"ppo", "recurrent_ppo", "a2c", "trpo", "reinforce", "ac", "acer"} == set(READERS)
     algorithm = algorithm_class("dqn")()
     with pytest.raises(UsageError, match="mask forbids; use PPO"):
         algorithm.check(Spec(SPACE, spaces.Discrete(ACTIONS), 1, 1))

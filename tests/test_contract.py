@@ -13,7 +13,8 @@ import pytest
 from probes import CASES, CountingEnvironment, Recorder, make_algorithm, make_driver, realistic_environment, variant
 
 from zhixing.algorithms import algorithm_class, name_of
-from zhixing.core import OffPolicy, Online, OnPolicy
+from zhixing.algorithms.ppo import PPO
+from zhixing.core import Episodic, OffPolicy, Online, OnPolicy
 from zhixing.environments.jax_adapter import JaxAdapter
 from zhixing.shared import Shared
 
@@ -183,7 +184,8 @@ def test_vmap_over_a_hyperparameter(case):
 
 def test_name_and_documentation(case):
     assert name_of(case.algorithm) == case.name
-    assert type(case.algorithm).__base__ in (Online, OnPolicy, OffPolicy)  # one level deep
+    # One level deep; PPO with a memory says only what differs from PPO.
+    assert type(case.algorithm).__base__ in (Online, OnPolicy, Episodic, OffPolicy, PPO)
     assert type(case.algorithm).__doc__
 
 

@@ -12,7 +12,13 @@ ALGORITHMS = {
     "n_step_td": "NStepTD",
     "sarsa_lambda": "SarsaLambda",
     "dqn": "DQN",
+    "reinforce": "Reinforce",
+    "ac": "OneStepActorCritic",
+    "a2c": "A2C",
+    "acer": "ACER",
+    "trpo": "TRPO",
     "ppo": "PPO",
+    "recurrent_ppo": "RecurrentPPO",
 }
 
 
