@@ -217,6 +217,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "trpo_reuse": ("trpo", {"reuse": 2}),
 }
 CASES = (*ALGORITHMS, *VARIANTS)
+# Those that keep or carry something of another structure: the rest differs in arithmetic alone, which probes test.
+STRUCTURES = (
+    *ALGORITHMS,
+    *("dqn_naive", "dqn_proportional", "dqn_rank", "dqn_all"),
+    *("ac_q", "a2c_kfac", "recurrent_ppo_lstm", "trpo_reuse"),
+)
 
 
 def variant(case: str) -> tuple[str, dict[str, Any]]:

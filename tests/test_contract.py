@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from probes import CASES, CountingEnvironment, Recorder, make_algorithm, make_driver, realistic_environment, variant
+from probes import (
+    STRUCTURES,
+    CountingEnvironment,
+    Recorder,
+    make_algorithm,
+    make_driver,
+    realistic_environment,
+    variant,
+)
 
 from zhixing.algorithms import algorithm_class, name_of
 from zhixing.algorithms.ppo import PPO
@@ -24,7 +32,7 @@ ITERATIONS = 6
 
 
 # All tests of an algorithm in one worker: they share its compiled program.
-@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in STRUCTURES])
 def case(request):
     """An algorithm on a task with random starts, three seeds; its driver is compiled once for all tests."""
     settings = {"learning_starts": 2 * N} if issubclass(algorithm_class(variant(request.param)[0]), OffPolicy) else {}

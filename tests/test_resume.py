@@ -21,7 +21,7 @@ from commands import (
     table,
     write_settings,
 )
-from probes import CASES
+from probes import STRUCTURES
 
 from zhixing import checkpoint, training
 from zhixing.algorithms import ALGORITHMS
@@ -59,7 +59,7 @@ def uninterrupted(kept_programs, tmp_path_factory):  # noqa: F811
     return folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", STRUCTURES)
 def test_killed_run_resumes_to_the_bit(name, uninterrupted, tmp_path):
     expected, folder = uninterrupted(name), tmp_path / "run"
     result = signalled(
