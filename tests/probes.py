@@ -308,6 +308,12 @@ def ask(function: Any, run: Run, observations: jax.Array) -> np.ndarray:
     return np.asarray(over_seeds(function, count, run.learner, repeated))
 
 
+def successors(observation: np.ndarray, last: np.ndarray, ended: np.ndarray) -> np.ndarray:
+    """The true successors of a rollout [T, N, ...]: the next row, but `last` where an episode ended, and at the end."""
+    following = np.concatenate([observation[1:], last[-1:]])
+    return np.where(ended.reshape(*ended.shape, *[1] * (observation.ndim - 2)), last, following)
+
+
 # --------------------------------------------------------------------------------------------- counting environments
 
 TERMINATES_AFTER, TRUNCATES_AFTER = 3, 5  # steps; the first in even episodes, the second in odd ones

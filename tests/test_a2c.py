@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnasium import spaces
+from probes import successors
 from scipy import special, stats
 from test_returns import advantages_by_definition
 
@@ -46,6 +47,7 @@ def random_rollout(algorithm, state, spec=SPEC, seed=0, length=T):
     terminated = generator.random((length, N)) < 0.2
     truncated = (generator.random((length, N)) < 0.2) & ~terminated
     reward = generator.normal(size=(length, N)).astype(np.float32)
+    next_observation = successors(observation, next_observation, terminated | truncated)
     rollout = Transition(observation, jnp.stack(actions), reward, next_observation, terminated, truncated)
     return jax.tree.map(jnp.asarray, rollout)
 

@@ -93,10 +93,10 @@ def test_presets_can_be_read_and_fit(name):
     for environment in config.presets(name):
         read = config.from_mapping(config.preset(name, environment))
         read.check()
-        box = Spec(BOX, DISCRETE, read.num_environments, read.total_steps)
-        table = Spec(DISCRETE, DISCRETE, read.num_environments, read.total_steps)
-        continuous = Spec(BOX, BOX, read.num_environments, read.total_steps)
-        assert any(fits(read.algorithm, spec) for spec in (box, table, continuous)), environment
+        sizes = read.num_environments, read.total_steps
+        tasks = (BOX, DISCRETE), (DISCRETE, DISCRETE), (BOX, BOX)
+        specs = [Spec(*task, *sizes, max_episode_steps=10) for task in tasks]
+        assert any(fits(read.algorithm, spec) for spec in specs), environment
 
 
 def fits(algorithm, spec) -> bool:
@@ -170,7 +170,7 @@ def test_sizes_that_do_not_fit(settings, message):
 
 
 # Counts that may be 0, and numbers of any sign.
-FREE = {"learning_starts"}
+FREE = {"learning_starts", "replay_ratio", "reuse"}
 COUNTS = [
     (name, f.name)
     for name in ALGORITHMS
@@ -184,7 +184,8 @@ RATES = [(name, "learning_rate") for name in ALGORITHMS]
 @pytest.mark.parametrize(("name", "setting"), COUNTS + RATES)
 def test_counts_and_rates_of_an_algorithm_must_be_positive(name, setting, value):
     algorithm = algorithm_class(name)(**{setting: value})
-    specs = [Spec(observation, action, 1, 1_000) for observation in (BOX, DISCRETE) for action in (DISCRETE, BOX)]
+    pairs = [(observation, action) for observation in (BOX, DISCRETE) for action in (DISCRETE, BOX)]
+    specs = [Spec(*pair, 4, 1_000, max_episode_steps=10) for pair in pairs]
     spec = next(spec for spec in specs if fits(algorithm_class(name)(), spec))
     assert refusal(algorithm.check, spec) == f"algorithm.{setting} is {value}; it must be above 0"
 

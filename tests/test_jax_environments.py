@@ -11,7 +11,7 @@ import pytest
 from zhixing.environments.classic_control import CLASSIC_CONTROL
 from zhixing.environments.jax_adapter import JaxAdapter, JaxEnvironment
 from zhixing.environments.tabular import TabularEnv
-from zhixing.environments.teaching import TEACHING, Maze4x4, TreasureLine
+from zhixing.environments.teaching import TEACHING, Maze4x4, TMaze, TreasureLine
 from zhixing.errors import UsageError
 
 PI = np.pi
@@ -309,7 +309,23 @@ def test_maze_and_treasure_line():
     assert right.reward[:, 0, 0].tolist() == [0, 0, 0, 0, 1] * 2
     left = run(JaxAdapter("zhixing/TreasureLine-v0", line), keys, constant(0), 100, num_environments=1)
     assert np.flatnonzero(left.truncated[:, 0, 0]).tolist() == [99]
-    assert set(TEACHING) == {"zhixing/Maze-v0", "zhixing/TreasureLine-v0"}
+    assert set(TEACHING) == {"zhixing/Maze-v0", "zhixing/TreasureLine-v0", "zhixing/TMaze-v0"}
+
+
+def test_t_maze():
+    """Eleven steps whatever is done on the way; all but the first observation is alike on both sides."""
+    maze = TMaze()
+    adapter = JaxAdapter("zhixing/TMaze-v0", maze)
+    played = run(adapter, jax.random.split(jax.random.key(0), 1), constant(0), 44, num_environments=8)
+    cue = np.asarray(played.observation)[:, 0]  # to act on next: the first of a new episode where one ended
+    rewards, ends = np.asarray(played.reward)[:, 0], np.asarray(played.terminated)[:, 0]
+    assert np.flatnonzero(ends.all(-1)).tolist() == [10, 21, 32, 43] and not ends[:10].any()
+    assert set(cue[10]) <= {0, 1} and len(np.unique(cue[[10, 21, 32]])) == 2
+    np.testing.assert_array_equal(rewards[21], np.where(cue[10] == 0, 1.0, -1.0))  # up is right where 0 was shown
+    np.testing.assert_array_equal(cue[11:20], 2)
+    np.testing.assert_array_equal(cue[20], 3)
+    assert maze.render_text(0) == f"{' ' * 10}G\n@{'.' * 10}\n{' ' * 10}X"
+    assert maze.render_text(12 + 10) == f"{' ' * 10}X\nD{'.' * 9}@\n{' ' * 10}G"
 
 
 def test_grids_of_gymnasium_are_drawn():

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from gymnasium import spaces
+from probes import successors
 from scipy import special, stats
 from test_returns import advantages_by_definition
 
@@ -270,6 +271,7 @@ def random_rollout(algorithm, state, seed=0):
     terminated = generator.random((T, N)) < 0.2
     truncated = (generator.random((T, N)) < 0.2) & ~terminated
     reward = generator.normal(size=(T, N)).astype(np.float32)
+    next_observation = successors(observation, next_observation, terminated | truncated)
     rollout = Transition(observation, action, reward, next_observation, terminated, truncated, extras)
     return jax.tree.map(jnp.asarray, rollout)
 

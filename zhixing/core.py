@@ -129,6 +129,10 @@ class Algorithm:
         """What `learn` keeps of past transitions; `example` [T, N] gives shapes and types."""
         return ()
 
+    def forget_episodes(self, memory: Any) -> Any:
+        """`memory` without what it keeps of episodes under way: a resumed run begins new ones. Any leading axes."""
+        return memory
+
     def carry(self, spec: Spec, key: jax.Array) -> Any:
         """What the actor keeps between the steps of one episode, as at its start; leading axis [N]."""
         return ()
@@ -191,6 +195,9 @@ class Online(Algorithm):
     def memory(self, spec: Spec, example: Transition) -> Any:
         """`episode` of every instance: [N, ...]."""
         return jax.tree.map(lambda x: jnp.repeat(x[None], spec.num_environments, 0), self.episode(spec))
+
+    def forget_episodes(self, memory: Any) -> Any:
+        return jax.tree.map(jnp.zeros_like, memory)
 
     def update(self, state: Any, episode: Any, transition: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
         raise NotImplementedError
@@ -284,6 +291,9 @@ class Episodic(Algorithm):
         key = jax.random.PRNGKey(0)
         _, metrics = jax.eval_shape(lambda: self.update(self.init(key, spec), Episodes(empty, never), key))
         return Unfinished(empty, never > 0, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics))
+
+    def forget_episodes(self, memory: Unfinished) -> Unfinished:
+        return memory._replace(waiting=jnp.zeros_like(memory.waiting))
 
     def update(self, state: Any, episodes: Episodes, key: jax.Array) -> tuple[Any, dict]:
         raise NotImplementedError

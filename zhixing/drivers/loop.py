@@ -99,7 +99,12 @@ class Loop:
         carry = over_seeds(lambda k: algorithm.carry(self.spec, k), count, self.keys()[1])
         episodes = Episodes(jnp.zeros((count, n)), jnp.zeros((count, n), jnp.int32))
         return run._replace(
-            environment=environment, transforms=transforms, observation=observation, carry=carry, episodes=episodes
+            memory=algorithm.forget_episodes(run.memory),
+            environment=environment,
+            transforms=transforms,
+            observation=observation,
+            carry=carry,
+            episodes=episodes,
         )
 
     def example(self, algorithm: Algorithm) -> Transition:
