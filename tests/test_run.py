@@ -122,6 +122,12 @@ def test_policy_gives_gymnasium_actions(run):
         assert run.value(OBSERVATION, seed=seed) == pytest.approx(float(learner.net.value(jnp.asarray(OBSERVATION))))
 
 
+def test_observation_may_be_a_list(run):
+    as_list = np.asarray(OBSERVATION).tolist()
+    assert run.policy(as_list) == run.policy(OBSERVATION) == run.player()(as_list)
+    assert run.value(as_list) == run.value(OBSERVATION)
+
+
 def test_best_seed_is_the_default(run):
     per_seed = run.summary["evaluation"]["per_seed"]
     assert run.best_seed == SEEDS[int(np.argmax(per_seed))]

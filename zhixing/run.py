@@ -148,10 +148,14 @@ class TrainedRun:
         return float(self._value(self._of_seed(seed), self._fitting(observation)))
 
     def _fitting(self, observation: Any) -> Any:
-        wanted = self.loop.spec.observation_space.shape
-        if wanted is not None and np.shape(observation) != wanted:
-            raise UsageError(f"the observation has the shape {np.shape(observation)}, not {wanted}; give one, as it is")
-        return observation
+        space = self.loop.spec.observation_space
+        if space.shape is None:  # of a dictionary or a tuple, whose parts have shapes of their own
+            return observation
+        if np.shape(observation) != space.shape:
+            raise UsageError(
+                f"the observation has the shape {np.shape(observation)}, not {space.shape}; give one, as it is"
+            )
+        return np.asarray(observation, space.dtype)
 
     def evaluate(self, episodes: int = 100) -> dict[str, Any]:
         """The greedy returns of every seed over `episodes` each, as in `zhixing evaluate --json`."""
@@ -215,6 +219,7 @@ class Player:
 
     def __call__(self, observation: Any) -> Any:
         """The action, as Gymnasium's, for the next observation of the episode as the environment gave it."""
+        observation = self._run._fitting(observation)
         if self._kept is None:
             action, self._kept = self._run._begin(self._index, observation)
         else:
