@@ -28,8 +28,9 @@ class Vector(eqx.Module):
     def net(self) -> Any:
         treedef, shapes = self.structure
         ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-        starts = [0, *ends[:-1]]
-        leaves = [self.parameters[i:j].reshape(shape) for i, j, shape in zip(starts, ends, shapes, strict=True)]
+        starts, leading = [0, *ends[:-1]], self.parameters.shape[:-1]  # () but for a vector of every seed
+        parts = (self.parameters[..., i:j] for i, j in zip(starts, ends, strict=True))
+        leaves = [part.reshape(*leading, *shape) for part, shape in zip(parts, shapes, strict=True)]
         return treedef.unflatten(leaves)
 
     def __call__(self, *args: Any) -> Any:
@@ -63,3 +64,24 @@ class Learned(Vector):
         step, optimiser_state = optimiser.update(gradient, self.optimiser_state, self.parameters)
         stepped = Vector(optax.apply_updates(self.parameters, step), self.structure)
         return Learned(stepped, optimiser_state), metrics | {"gradient_norm": jnp.linalg.norm(gradient)}
+
+
+class Unpacked(eqx.Module):
+    """A network with its parameters cut out of their vector. Call it like the network."""
+
+    net: Any
+
+    def __call__(self, *args: Any) -> Any:
+        return self.net(*args)
+
+
+def unpacked(state: Any) -> Any:
+    """`state`, to be read only, with every network unpacked: done once, not at each of a rollout's steps.
+
+    Any leading axes.
+    """
+
+    def is_vector(x: Any) -> bool:
+        return isinstance(x, Vector)
+
+    return jax.tree.map(lambda x: Unpacked(x.net) if is_vector(x) else x, state, is_leaf=is_vector)

@@ -64,8 +64,11 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
     """`x @ weight.T`, [..., inputs] and [outputs, inputs] -> [..., outputs], without the transposition made.
 
     With few inputs it is made: the gradient is then a product whose long side comes last, twice as fast. The barrier
-    keeps XLA from folding the transposition back into the product.
+    keeps XLA from folding the transposition back into the product. Leading axes are made one: with several, XLA
+    transposes whole activations for the gradient.
     """
+    if x.ndim > 2:
+        return product(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], -1)
     if weight.shape[1] < min(16, weight.shape[0]):
         return x @ jax.lax.optimization_barrier(weight.T)
     return jax.lax.dot_general(x, weight, (((x.ndim - 1,), (1,)), ((), ())))

@@ -27,6 +27,7 @@ from zhixing import schedules
 from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, require_between, require_positive
 from zhixing.learned import Learned
 from zhixing.networks import MLP, Activation, ActorCritic, Encoder
+from zhixing.optimisers import clip_by_norm
 
 
 class State(NamedTuple):
@@ -176,7 +177,7 @@ class OneStepActorCritic(OnPolicy):
         """Of actor and critic."""
         remaining = schedules.remaining(self.learning_rate_schedule, clock.progress)
         actor, critic = (
-            optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate * remaining, eps=1e-5))
+            optax.chain(clip_by_norm(self.max_gradient_norm), optax.adam(rate * remaining, eps=1e-5))
             for rate in (self.learning_rate, self.critic_learning_rate)
         )
         return actor, critic

@@ -37,6 +37,7 @@ from zhixing.core import (
 )
 from zhixing.learned import Learned, Vector
 from zhixing.networks import Activation, Dueling, QNetwork, Torso
+from zhixing.optimisers import clip_by_norm
 
 
 class State(NamedTuple):
@@ -114,7 +115,7 @@ class DQN(OffPolicy):
 
     def optimiser(self, clock: Clock) -> optax.GradientTransformation:
         rate = self.learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress)
-        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate))
+        return optax.chain(clip_by_norm(self.max_gradient_norm), optax.adam(rate))
 
 
 def taken(q: jax.Array, action: jax.Array) -> jax.Array:

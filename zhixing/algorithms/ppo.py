@@ -25,6 +25,7 @@ from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, req
 from zhixing.errors import UsageError
 from zhixing.learned import Learned
 from zhixing.networks import Activation, ActorCritic
+from zhixing.optimisers import clip_by_norm
 from zhixing.returns import generalized_advantages, state_values
 
 
@@ -184,7 +185,7 @@ class PPO(OnPolicy):
 
     def optimiser(self, clock: Clock) -> optax.GradientTransformation:
         rate = self.learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress)
-        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate, eps=1e-5))
+        return optax.chain(clip_by_norm(self.max_gradient_norm), optax.adam(rate, eps=1e-5))
 
 
 def shuffled_minibatches(batch: Minibatch, key: jax.Array, epochs: int, minibatches: int) -> Minibatch:

@@ -26,6 +26,7 @@ from zhixing import schedules
 from zhixing.core import Clock, Episodes, Episodic, Spec, hyperparameters, require_between, require_positive
 from zhixing.learned import Learned
 from zhixing.networks import Activation, ActorCritic
+from zhixing.optimisers import clip_by_norm
 
 
 class State(NamedTuple):
@@ -128,7 +129,7 @@ class Reinforce(Episodic):
 
     def optimiser(self, clock: Clock) -> optax.GradientTransformation:
         rate = self.learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress)
-        return optax.chain(optax.clip_by_global_norm(self.max_gradient_norm), optax.adam(rate, eps=1e-5))
+        return optax.chain(clip_by_norm(self.max_gradient_norm), optax.adam(rate, eps=1e-5))
 
 
 def discounted_returns(reward: jax.Array, ended: jax.Array, discount: jax.Array | float) -> jax.Array:

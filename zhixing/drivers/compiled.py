@@ -1,6 +1,7 @@
 """The compiled driver: the whole loop, environments included, is one XLA program."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from zhixing.core import Algorithm, Transition
 from zhixing.drivers.loop import Loop, Run, StepKeys, iteration_keys
 from zhixing.environments.base import Batch
+from zhixing.learned import unpacked
 
 KEYS_AT_ONCE = 64  # steps
 
@@ -41,13 +43,13 @@ def advance(
     """The program. The number of iterations is an argument of it, so that any chunk is the same program."""
     instances = loop.spec.num_environments
 
-    def step(run: Run, key: StepKeys) -> tuple[Run, Transition]:
-        decision = loop.act(algorithm, run.learner, run.carry, run.observation, key.act)
+    def step(learner: Any, run: Run, key: StepKeys) -> tuple[Run, Transition]:
+        decision = loop.act(algorithm, learner, run.carry, run.observation, key.act)
         environment, timestep = batch.step(run.environment, loop.chain.action(decision[0]), key.environment)
         return loop.absorb(algorithm, run._replace(environment=environment), decision, timestep, key.carry)
 
     def iteration(run: Run, step_keys: StepKeys, learn_key: jax.Array) -> Run:
-        run, rollout = jax.lax.scan(step, run, step_keys)
+        run, rollout = jax.lax.scan(partial(step, unpacked(run.learner)), run, step_keys)
         learner, memory, window = loop.learn(algorithm, run.learner, run.memory, run.window, rollout, learn_key)
         return run._replace(learner=learner, memory=memory, window=window)
 
