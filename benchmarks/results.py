@@ -77,6 +77,13 @@ def rows() -> list[Row]:
             "dqn Breakout-MinAtar --seeds 5", 11.1, "11.1 (one run of the authors' DQN, 1M steps; sticky actions there)"
         ),
         Row("dqn SpaceInvaders-MinAtar --seeds 5", 20.5, "4.1 (random policy)"),
+        Row("dqn zhixing/BitFlipping-v0 --seeds 5", -8, "-6.5 (optimum; -15 without hindsight)"),
+        Row("ddpg Pendulum-v1 --seeds 5", -175, "-137.5 (optimum)"),
+        Row("td3 Pendulum-v1 --seeds 5", -175, "-137.5 (optimum)"),
+        Row("sac Pendulum-v1 --seeds 5", -175, "-137.5 (optimum)"),
+        Row("sac Pendulum-v1 --seeds 5 --algorithm.state-value --algorithm.temperature 0.2", -175, "-137.5 (optimum)"),
+        Row("sac MountainCarContinuous-v0 --seeds 5", 90, "94.7 (rl-baselines3-zoo)"),
+        Row("discrete_sac CartPole-v1 --seeds 5", 475, "500 (optimum)"),
         Row("q_learning CliffWalking-v1 --seeds 5", -13, "-13 (optimum)", exact=True),
         Row("q_learning Taxi-v4 --seeds 5", 7.8, "7.93 (optimum)", exact=True),
         Row("q_learning FrozenLake-v1 --seeds 5 --evaluation.final-episodes 2000", 0.70, "0.744 (optimum)"),

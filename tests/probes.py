@@ -83,13 +83,15 @@ class ProbeEnvironment:
     """All of PROBES in gymnax's protocol, with its own reset; an instance stays in the probe that its state names.
 
     So one compiled program serves all: a row of the seeds axis has one probe, see `train_on_probes`.
-    The observation is the state's index, or a number for it as a vector.
+    The observation is the state's index, or a number for it as a vector. With `continuous` actions -1 and 1 are the two
+    actions, and what lies between them has a reward between theirs.
     """
 
     max_episode_steps = 3  # of none is an episode longer
 
-    def __init__(self, tabular: bool):
+    def __init__(self, tabular: bool, continuous: bool = False):
         probes = list(PROBES.values())
+        self.continuous = continuous
         self.tabular, self.states = tabular, max(len(probe.successor) for probe in probes)
         padding = [self.states - len(probe.successor) for probe in probes]
         pairs = list(zip(probes, padding, strict=True))
@@ -103,7 +105,7 @@ class ProbeEnvironment:
         return spaces.Discrete(self.states) if self.tabular else spaces.Box(-1, 1, (1,), np.float32)
 
     def action_space(self, params: Any) -> spaces.Space:
-        return spaces.Discrete(2)
+        return spaces.Box(-1, 1, (1,), np.float32) if self.continuous else spaces.Discrete(2)
 
     def begin(self, key: jax.Array, probe: jax.Array) -> tuple[Any, ProbeState]:
         state = jax.random.randint(key, (), 0, self.starts[probe])
@@ -121,7 +123,9 @@ class ProbeEnvironment:
         following = jax.tree.map(
             lambda new, old: jnp.where(terminated | truncated, new, old), self.begin(key, probe), (last, going_on)
         )
-        reward = self.reward[probe, state.state, action]
+        rewards = self.reward[probe, state.state]
+        share = 0.5 * (action[0] + 1) if self.continuous else action  # of the second action
+        reward = (1 - share) * rewards[0] + share * rewards[1]
         return *following, reward, terminated, truncated, {"final_observation": last}
 
 
@@ -158,6 +162,22 @@ COMMON = {
     "learning_starts": 64,
 }
 TABULAR = {"learning_rate": 0.2, "epsilon_start": 0.3, "epsilon_end": 0.3, "initial_value": 1.0}
+CONTINUOUS_CONTROL = {
+    "learning_rate": 1e-2,
+    "critic_learning_rate": 1e-2,
+    "polyak": 0.1,
+    "noise_std": 0.5,
+    "hidden": (64,),
+    "batch_size": 64,
+}
+SOFT = {
+    "learning_rate": 3e-3,
+    "critic_learning_rate": 1e-2,
+    "polyak": 0.1,
+    "temperature": 0.01,
+    "hidden": (64,),
+    "batch_size": 64,
+}
 SETTINGS = {
     "q_learning": TABULAR,
     "double_q_learning": TABULAR,
@@ -173,6 +193,10 @@ SETTINGS = {
     "trpo": {"rollout_length": 16, "minibatches": 2},
     "ppo": {"rollout_length": 16, "minibatches": 2},
     "recurrent_ppo": {"rollout_length": 16, "minibatches": 2, "memory_size": 16},
+    "ddpg": CONTINUOUS_CONTROL,
+    "td3": CONTINUOUS_CONTROL,
+    "sac": SOFT,
+    "discrete_sac": SOFT,
 }
 TOTAL_STEPS = {
     "q_learning": 1_000,
@@ -189,6 +213,10 @@ TOTAL_STEPS = {
     "trpo": 8_000,
     "ppo": 8_000,
     "recurrent_ppo": 8_000,
+    "ddpg": 6_000,
+    "td3": 6_000,
+    "sac": 6_000,
+    "discrete_sac": 4_000,
 }
 DEFAULT_TOTAL_STEPS = 10_000
 
@@ -215,6 +243,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "recurrent_ppo_lstm": ("recurrent_ppo", {"cell": "lstm", "sequence_length": 8, "minibatches": 4}),
     "trpo_stride": ("trpo", {"fisher_stride": 4, "normalize_advantage": False}),
     "trpo_reuse": ("trpo", {"reuse": 2}),
+    "ddpg_noise": ("ddpg", {"noise": "ornstein_uhlenbeck", "noise_dt": 1.0, "layer_norm": True}),
+    "td3_proportional": ("td3", {"replay": "proportional", "gradient_steps": 2, "dropout": 0.01, "n_step": 2}),
+    "sac_first_form": ("sac", {"state_value": True}),
+    "sac_learned_temperature": ("sac", {"temperature": None, "initial_temperature": 0.01, "target_entropy": -4.0}),
 }
 CASES = (*ALGORITHMS, *VARIANTS)
 # Those that keep or carry something of another structure: the rest differs in arithmetic alone, which probes test.
@@ -222,6 +254,7 @@ STRUCTURES = (
     *ALGORITHMS,
     *("dqn_naive", "dqn_proportional", "dqn_rank", "dqn_all"),
     *("ac_q", "a2c_kfac", "recurrent_ppo_lstm", "trpo_reuse"),
+    *("ddpg_noise", "td3_proportional", "sac_first_form", "sac_learned_temperature"),
 )
 
 
@@ -256,15 +289,17 @@ def known_values(algorithm: Algorithm, probe: Probe) -> tuple[float, ...]:
 
 
 def probe_environment(algorithm: Algorithm) -> JaxAdapter:
-    """With vectors as observations, or with indices for an algorithm that wants these."""
-    vector = JaxAdapter("probes", ProbeEnvironment(tabular=False))
-    return vector if accepts(algorithm, vector) else JaxAdapter("probes", ProbeEnvironment(tabular=True))
+    """With vectors as observations, or with indices or continuous actions for an algorithm that wants these."""
+    kinds = {"tabular": False}, {"tabular": True}, {"tabular": False, "continuous": True}
+    environments = (JaxAdapter("probes", ProbeEnvironment(**kind)) for kind in kinds)
+    return next(environment for environment in environments if accepts(algorithm, environment))
 
 
 def realistic_environment(algorithm: Algorithm) -> Environment:
-    """CartPole, or a maze for an algorithm that wants indices."""
-    cart_pole = JaxAdapter("CartPole-v1", CLASSIC_CONTROL["CartPole-v1"]())
-    return cart_pole if accepts(algorithm, cart_pole) else JaxAdapter("zhixing/Maze-v0", TEACHING["zhixing/Maze-v0"]())
+    """CartPole; a maze for an algorithm that wants indices, Pendulum for one that wants continuous actions."""
+    made = CLASSIC_CONTROL | TEACHING
+    environments = (JaxAdapter(name, made[name]()) for name in ("CartPole-v1", "zhixing/Maze-v0", "Pendulum-v1"))
+    return next(environment for environment in environments if accepts(algorithm, environment))
 
 
 def make_driver(
@@ -272,7 +307,8 @@ def make_driver(
 ) -> CompiledDriver | HostDriver:
     chain = Chain((RescaleAction(),), Spaces(environment.observation_space, environment.action_space))
     limit = environment.max_episode_steps
-    spec = Spec(chain.spaces.observation, chain.spaces.action, num_environments, total_steps, max_episode_steps=limit)
+    sizes = num_environments, total_steps, 1, limit
+    spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes, environment.goals)
     loop, batch = Loop(seeds, chain, spec), environment.batch(seeds, num_environments)
     return CompiledDriver(loop, batch, True) if environment.compiled else HostDriver(loop, batch)
 

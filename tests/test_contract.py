@@ -21,6 +21,7 @@ from probes import (
 )
 
 from zhixing.algorithms import algorithm_class, name_of
+from zhixing.algorithms.ddpg import DDPG
 from zhixing.algorithms.ppo import PPO
 from zhixing.core import Episodic, OffPolicy, Online, OnPolicy
 from zhixing.environments.jax_adapter import JaxAdapter
@@ -192,8 +193,8 @@ def test_vmap_over_a_hyperparameter(case):
 
 def test_name_and_documentation(case):
     assert name_of(case.algorithm) == case.name
-    # One level deep; PPO with a memory says only what differs from PPO.
-    assert type(case.algorithm).__base__ in (Online, OnPolicy, Episodic, OffPolicy, PPO)
+    # One level deep; PPO with a memory and TD3 say only what differs from PPO and DDPG.
+    assert type(case.algorithm).__base__ in (Online, OnPolicy, Episodic, OffPolicy, PPO, DDPG)
     assert type(case.algorithm).__doc__
 
 

@@ -41,6 +41,8 @@ def learned(request):
     remembers = type(algorithm).play is not Algorithm.play
     states = [probe.starts if remembers else len(probe.successor) for probe in PROBES.values()]
     values, actions = (answer.reshape(len(PROBES), SEEDS, -1) for answer in answers)
+    if np.issubdtype(actions.dtype, np.floating):  # nearer to the one at -1 or to that at 1
+        actions = (actions > 0).astype(np.int32)
     return {
         name: (values[i, :, : states[i]], actions[i, :, : states[i]], known_values(algorithm, probe)[: states[i]])
         for i, (name, probe) in enumerate(PROBES.items())

@@ -146,6 +146,18 @@ def test_samples_uniformly(rollouts):
     assert np.all(np.abs(observed - expected) < 4 * np.sqrt(expected))
 
 
+def test_nothing_runs_on_past_a_cut():
+    """After `cut` the newest transitions end their episodes, whatever is written next; n steps stop there."""
+    replay, last = filled(16, [3], 2)
+    cut = compiled_add(replay.cut(), numbered(last + 1, 2, 2))
+    batch, _ = sample(cut, 500, n_step=3)
+    first, end = np.asarray(batch.observation), np.asarray(batch.next_observation)[:, 0] - 0.5
+    assert np.all((end <= last) == (first <= last))
+    np.testing.assert_array_equal(end[np.isin(first, [last - 1, last])], first[np.isin(first, [last - 1, last])])
+    batch, _ = sample(compiled_add(replay, numbered(last + 1, 2, 2)), 500, n_step=3)
+    assert np.any((np.asarray(batch.observation) <= last) & (np.asarray(batch.next_observation)[:, 0] - 0.5 > last))
+
+
 def test_samples_are_independent():
     """Neighbours in a batch are no more often equal than by chance, and another key gives another batch."""
     replay, _ = filled(16, [2] * 5, 2)

@@ -48,7 +48,14 @@ def build_loop(config: Config, environment: Environment) -> Loop:
         transforms.append(FrameStack(settings.frame_stack))
     chain = Chain(tuple(transforms), Spaces(environment.observation_space, environment.action_space))
     sizes = config.num_environments, config.total_steps, settings.frame_stack, environment.max_episode_steps
-    spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes)
+    spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes, environment.goals)
+    if getattr(config.algorithm, "hindsight", "none") != "none":
+        for name in ("normalize_observation", "scale_reward"):
+            if getattr(settings, name):
+                raise UsageError(
+                    f"algorithm.hindsight asks the environment for rewards of goals as it gives both; set "
+                    f"environment.{name} to false"
+                )
     config.algorithm.check(spec)
     return Loop(config.all_seeds, chain, spec)
 

@@ -27,14 +27,17 @@ from gymnasium import spaces
 
 from zhixing import schedules
 from zhixing.environments.base import ACTION_MASK
+from zhixing.environments.goals import Goals
 from zhixing.errors import UsageError
+from zhixing.hindsight import Hindsight, Strategy
 from zhixing.priorities import Kind
-from zhixing.replay import Replay
+from zhixing.replay import Replay, emphasised
 from zhixing.shared import Shared
 from zhixing.transition import Experience, Transition
 
 ActionSpaces = tuple[type[gymnasium.Space], ...]
 DISCRETE: ActionSpaces = (spaces.Discrete,)
+CONTINUOUS: ActionSpaces = (spaces.Box,)
 ANY: ActionSpaces = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)
 
 
@@ -48,6 +51,7 @@ class Spec:
     total_steps: int  # environment steps of one seed in the whole run
     frame_stack: int = 1  # observations that make one, along a first axis of their own if there are several
     max_episode_steps: int | None = None  # where an episode is truncated; None if never, or not known
+    goals: Goals | None = None  # of a goal environment: what reaching one is worth where another was wanted
 
     @property
     def num_actions(self) -> int:
@@ -325,6 +329,10 @@ class OffPolicy(Algorithm):
     replay: Kind = "uniform"  # or prioritised: which transitions are sampled
     replay_capacity: int = 100_000  # transitions
     replay_frames: bool = False  # keep each image once, not in every observation that it is part of
+    hindsight: Strategy = "none"  # or which goals, reached later, take the place of the desired ones
+    hindsight_ratio: float = 0.8  # the part of a minibatch whose goals are replaced
+    emphasis: float = 1.0  # η₀ of emphasising recent experience, which rises to 1 over the run: 1 is uniform
+    emphasis_minimum: int = 5_000  # of the last so many transitions an emphasising update draws, at least
     priority_exponent: float = 0.6  # α of prioritised replay: 0 is uniform
     importance_exponent: float = 0.4  # β of prioritised replay at the start; it rises to 1 over the run
     batch_size: int = 64  # B
@@ -344,16 +352,49 @@ class OffPolicy(Algorithm):
         super().check(spec)
         require_positive(self, "replay_capacity", "batch_size", "rollout_length", "gradient_steps", "n_step")
         require_between(self, 0, np.inf, "learning_starts", "priority_exponent")
-        require_between(self, 0, 1, "discount", "importance_exponent")
+        require_between(self, 0, 1, "discount", "importance_exponent", "hindsight_ratio", "emphasis")
+        require_positive(self, "emphasis_minimum")
+        if self.replay != "uniform" and np.any(np.asarray(self.emphasis) < 1):
+            raise UsageError(
+                f"algorithm.emphasis is {self.emphasis} and algorithm.replay is {self.replay}: both say which "
+                "transitions are drawn; set emphasis to 1 or replay to uniform"
+            )
+        if self.hindsight != "none":
+            self.check_hindsight(spec)
         if self.rollout_length * spec.num_environments > self.replay_capacity:
             raise UsageError(
                 f"algorithm.replay_capacity is {self.replay_capacity}, less than the {self.rollout_length} x "
                 f"{spec.num_environments} transitions of one rollout; make it larger"
             )
 
+    def check_hindsight(self, spec: Spec) -> None:
+        if spec.goals is None:
+            raise UsageError(
+                "algorithm.hindsight needs an environment whose observations have an achieved_goal and a desired_goal "
+                "and that has compute_reward; set algorithm.hindsight to none"
+            )
+        if spec.max_episode_steps is None:
+            raise UsageError(
+                "algorithm.hindsight looks through whole episodes, and this environment does not say how long they can "
+                "be; set environment.max_episode_steps"
+            )
+        if self.n_step > 1:
+            raise UsageError(
+                f"algorithm.n_step is {self.n_step}, and the rewards between belong to the goal that is replaced; set "
+                "algorithm.n_step to 1, or algorithm.hindsight to none"
+            )
+        if self.replay_frames:
+            raise UsageError("algorithm.hindsight reads goals, not images; set algorithm.replay_frames to false")
+
     def memory(self, spec: Spec, example: Transition) -> Replay:
         stack = 0 if spec.frame_stack == 1 else spec.frame_stack
-        return Replay.create(self.replay_capacity, example, self.replay, stack if self.replay_frames else None)
+        replay = Replay.create(self.replay_capacity, example, self.replay, stack if self.replay_frames else None)
+        if self.hindsight == "none" or spec.goals is None or spec.max_episode_steps is None:
+            return replay
+        return replace(replay, hindsight=Hindsight(spec.goals, self.hindsight, spec.max_episode_steps))
+
+    def forget_episodes(self, memory: Replay) -> Replay:
+        return memory.cut()
 
     def update(self, state: Any, batch: Experience, key: jax.Array) -> tuple[Any, dict]:
         """-> state, metrics; among these, for prioritised replay, `td_error` [B], the |δ| of each sample."""
@@ -366,11 +407,14 @@ class OffPolicy(Algorithm):
         importance = schedules.linear(self.importance_exponent, 1.0, 1.0, clock.progress)
 
         # Only the priorities go through the loop and the branch: carrying the transitions along would copy them.
-        def one(carry: tuple[Any, Any], key: jax.Array) -> tuple[tuple[Any, Any], dict]:
-            state, priorities = carry
+        def one(carry: tuple[Any, Any], inputs: tuple[jax.Array, jax.Array]) -> tuple[tuple[Any, Any], dict]:
+            (state, priorities), (key, recent) = carry, inputs
             sample_key, update_key = jax.random.split(key)
             replay = replace(memory, priorities=priorities)
-            batch, index = replay.sample(sample_key, self.batch_size, self.discount, self.n_step, importance)
+            batch, index = replay.sample(sample_key, self.batch_size, self.discount, self.n_step, importance, recent)
+            if replay.hindsight is not None:
+                key = jax.random.fold_in(sample_key, 1)  # what is drawn does not depend on what is then relabelled
+                batch = replay.hindsight.relabel(key, replay, index, batch, self.hindsight_ratio, self.discount)
             state, metrics = self.update(state, batch, update_key)
             state = eqx.tree_at(lambda s: s.clock, state, state.clock.tick(updates=1))
             if self.replay != "uniform":
@@ -378,7 +422,10 @@ class OffPolicy(Algorithm):
             return (state, priorities), jax.tree.map(jnp.mean, metrics)
 
         def several(state: Any, priorities: Any) -> tuple[tuple[Any, Any], dict]:
-            carry, metrics = jax.lax.scan(one, (state, priorities), jax.random.split(key, self.gradient_steps))
+            recent = emphasised(memory.capacity, self.gradient_steps, self.emphasis, clock.progress)
+            recent = jnp.maximum(recent, self.emphasis_minimum).astype(jnp.int32)
+            keys = jax.random.split(key, self.gradient_steps)
+            carry, metrics = jax.lax.scan(one, (state, priorities), (keys, recent))
             return carry, jax.tree.map(jnp.mean, metrics)
 
         def none(state: Any, priorities: Any) -> tuple[tuple[Any, Any], dict]:

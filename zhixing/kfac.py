@@ -89,7 +89,7 @@ def with_layers(net: ActorCritic, layers: list[Layer]) -> ActorCritic:
     for part in PARTS:
         if (mlp := getattr(net, part)) is not None:
             weights, biases = zip(*(next(rest) for _ in mlp.weights), strict=True)
-            changes[part] = MLP(list(weights), list(biases), mlp.activation)
+            changes[part] = MLP(list(weights), list(biases), mlp.norms, mlp.activation)
     if net.log_std is not None:
         changes["log_std"] = next(rest)[1]
     return replace(net, **changes)

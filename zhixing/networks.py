@@ -14,6 +14,7 @@ from gymnasium import spaces
 from zhixing.convolution import TORSOS, Convolutions, ImageEncoder
 from zhixing.distributions import Bernoulli, Categorical, DiagonalNormal, Distribution, MultiCategorical
 from zhixing.environments.base import ACTION_MASK
+from zhixing.environments.goals import ACHIEVED, has_goals
 from zhixing.errors import UsageError
 from zhixing.initialisers import orthogonal
 
@@ -27,7 +28,9 @@ class MLP(eqx.Module):
 
     weights: list[jax.Array]  # [outputs, inputs] a layer: their gradients then need no transposition
     biases: list[jax.Array]
+    norms: list[jax.Array]  # [2, outputs] a hidden layer: gain and offset of its layer normalisation, if there is one
     activation: Callable = eqx.field(static=True)
+    dropout: float = eqx.field(static=True, default=0.0)
 
     @classmethod
     def create(
@@ -37,27 +40,41 @@ class MLP(eqx.Module):
         activation: Activation = "tanh",
         hidden_scale: float = 2**0.5,
         output_scale: float = 1.0,
+        layer_norm: bool = False,
+        dropout: float = 0.0,
     ) -> "MLP":
-        """Layers between the given `sizes`; the hidden weights have gain `hidden_scale`, the last `output_scale`."""
+        """Layers between the given `sizes`; the hidden weights have gain `hidden_scale`, the last `output_scale`.
+
+        Hidden units are dropped with probability `dropout`, then normalised where `layer_norm` says so, then activated.
+        """
         keys = jax.random.split(key, len(sizes) - 1)
         scales = [hidden_scale] * (len(keys) - 1) + [output_scale]
         weights = [
             scale * orthogonal(k, inputs, outputs).T
             for scale, k, inputs, outputs in zip(scales, keys, sizes[:-1], sizes[1:], strict=True)
         ]
-        return cls(weights, [jnp.zeros(outputs) for outputs in sizes[1:]], getattr(jax.nn, activation))
+        norms = [jnp.stack([jnp.ones(n), jnp.zeros(n)]) for n in sizes[1:-1]] if layer_norm else []
+        biases = [jnp.zeros(outputs) for outputs in sizes[1:]]
+        return cls(weights, biases, norms, getattr(jax.nn, activation), dropout)
 
-    def hidden(self, x: jax.Array) -> jax.Array:
-        """The last hidden layer's features; `x` itself if there is none."""
-        for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = self.activation(product(x, weight) + bias)
+    def hidden(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """The last hidden layer's features; `x` itself if there is none. Without a `key` nothing is dropped."""
+        for i, (weight, bias) in enumerate(zip(self.weights[:-1], self.biases[:-1], strict=True)):
+            x = product(x, weight) + bias
+            if self.dropout and key is not None:
+                kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - self.dropout, x.shape)
+                x = jnp.where(kept, x / (1 - self.dropout), 0.0)
+            if self.norms:
+                gain, offset = self.norms[i]
+                x = gain * jax.nn.standardize(x) + offset
+            x = self.activation(x)
         return x
 
     def last(self, features: jax.Array) -> jax.Array:
         return product(features, self.weights[-1]) + self.biases[-1]
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return self.last(self.hidden(x))
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return self.last(self.hidden(x, key))
 
 
 def product(x: jax.Array, weight: jax.Array) -> jax.Array:
@@ -78,7 +95,8 @@ def product(x: jax.Array, weight: jax.Array) -> jax.Array:
 class Encoder:
     """Turns an observation into the vector that a network reads: numbers flattened, indices one-hot.
 
-    Of a dictionary or tuple, its parts one after the other, but for an action mask.
+    Of a dictionary or tuple, its parts one after the other, but for an action mask, and for the goal that a state
+    meets where the one that is wanted stands beside it (HER.1).
     """
 
     shape: tuple[int, ...]  # of one observation
@@ -95,7 +113,8 @@ class Encoder:
             case spaces.MultiDiscrete() if len(space.shape) == 1:
                 return cls(tuple(space.shape), tuple(int(n) for n in space.nvec))
             case spaces.Dict():
-                return cls((), None, tuple((key, cls.of(part)) for key, part in space.items() if key != ACTION_MASK))
+                unread = {ACTION_MASK, ACHIEVED} if has_goals(space) else {ACTION_MASK}
+                return cls((), None, tuple((key, cls.of(part)) for key, part in space.items() if key not in unread))
             case spaces.Tuple():
                 return cls((), None, tuple((i, cls.of(part)) for i, part in enumerate(space.spaces)))
             case _:
@@ -221,6 +240,29 @@ class QNetwork(eqx.Module):
             return advantage
         centre = advantage.mean(-1, keepdims=True) if self.dueling == "mean" else advantage.max(-1, keepdims=True)
         return self.state_value(x) + advantage - centre
+
+
+class Ensemble(eqx.Module):
+    """K networks of one architecture, computed side by side."""
+
+    members: Any  # one network whose leaves are [K, ...]
+    count: int = eqx.field(static=True)  # K
+
+    @classmethod
+    def create(cls, create: Callable[[jax.Array], Any], key: jax.Array, count: int = 2) -> "Ensemble":
+        """`create` is key -> a network."""
+        return cls(jax.vmap(create)(jax.random.split(key, count)), count)
+
+    def __call__(self, *arguments: Any, key: jax.Array | None = None) -> jax.Array:
+        """What each member says, [K, ...]; with a `key` each gets one of its own as its last argument."""
+        if key is None:
+            return jax.vmap(lambda member: member(*arguments))(self.members)
+        keys = jax.random.split(key, self.count)
+        return jax.vmap(lambda member, key: member(*arguments, key))(self.members, keys)
+
+    @property
+    def first(self) -> Any:
+        return jax.tree.map(lambda leaf: leaf[0], self.members)
 
 
 class ActorCriticSettings(Protocol):

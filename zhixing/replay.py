@@ -7,6 +7,7 @@
 Lin, "Self-improving reactive agents based on reinforcement learning, planning and teaching", 1992.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from zhixing.frames import Frames
+from zhixing.hindsight import Hindsight
 from zhixing.priorities import Kind, Proportional, Ranked, Uniform, importance_weights, make_priorities
 from zhixing.shared import Shared
 from zhixing.transition import Experience, Transition
@@ -37,6 +39,7 @@ class Replay(eqx.Module):
     cursor: Cursor
     frames: Frames | None
     instances: int = eqx.field(static=True)  # N
+    hindsight: Hindsight | None = eqx.field(static=True, default=None)  # how goals are replaced, if they are
 
     @classmethod
     def create(cls, capacity: int, example: Transition, kind: Kind = "uniform", stack: int | None = None) -> "Replay":
@@ -77,7 +80,8 @@ class Replay(eqx.Module):
             # The oldest transitions have lost the frames before them.
             oldest = (cursor.position + jnp.arange(frames.history * instances)) % self.capacity
             priorities = priorities.forget(oldest)
-        return Replay(jax.tree.map(write, self.data, rollout), priorities, cursor, frames, instances)
+        data = jax.tree.map(write, self.data, rollout)
+        return Replay(data, priorities, cursor, frames, instances, self.hindsight)
 
     @property
     def readable(self) -> jax.Array:
@@ -94,10 +98,15 @@ class Replay(eqx.Module):
         discount: jax.Array | float,
         n_step: int = 1,
         importance: jax.Array | float = 0.0,
+        recent: jax.Array | int | None = None,
     ) -> tuple[Experience, jax.Array]:
-        """-> `size` experiences [B, ...] of up to `n_step` steps, and their indices; `importance` is β."""
+        """-> `size` experiences [B, ...] of up to `n_step` steps, and their indices; `importance` is β.
+
+        Without priorities they are drawn from the newest `recent` transitions, or from all.
+        """
         if isinstance(self.priorities, Uniform):
-            age = jax.random.randint(key, (size,), 0, self.readable)  # 0 is the newest
+            count = self.readable if recent is None else jnp.minimum(self.readable, recent)
+            age = jax.random.randint(key, (size,), 0, count)  # 0 is the newest
             index, weight = (self.cursor.position - 1 - age) % self.capacity, jnp.ones(size)
         else:
             index, probability = self.priorities.draw(key, size)
@@ -124,6 +133,15 @@ class Replay(eqx.Module):
         discounts = power * end.bootstrap
         return Experience(observation, first.action, reward, next_observation, discounts, weight, first.extras)
 
+    def stored(self, index: jax.Array) -> jax.Array:
+        """Whether anything has been written at `index` yet."""
+        return (self.cursor.position - 1 - index) % self.capacity < self.cursor.size
+
+    def cut(self) -> "Replay":
+        """With an end at the newest transitions: what is written next is of other episodes. Any leading axes."""
+        newest = (self.cursor.position - 1 - jnp.arange(self.instances)) % self.data.reward.shape[-1]
+        return replace(self, data=self.data._replace(truncated=self.data.truncated.at[..., newest].set(True)))
+
     def newest(self, index: jax.Array) -> jax.Array:
         """Whether what was written after `index` is not the next step but the oldest one, or nothing."""
         return (self.cursor.position - 1 - index) % self.capacity < self.instances
@@ -132,3 +150,13 @@ class Replay(eqx.Module):
         """The priorities after an update with the transitions `index` [B], whose |δ| were `td_error` [B]."""
         priorities: Any = self.priorities
         return priorities.update(index, td_error, self.readable, exponent)
+
+
+def emphasised(capacity: int, updates: int, emphasis: jax.Array | float, progress: jax.Array) -> jax.Array:
+    """c₁, ..., c_K: from how many of the newest transitions each of K `updates` in a row draws, [K].
+
+    Wang & Ross, "Boosting soft actor-critic: emphasizing recent experience without forgetting the past",
+    arXiv:1906.04009, section 4: c_k = N ηᵏ¹⁰⁰⁰ᐟᴷ, N the capacity; η rises in a straight line from `emphasis` to 1.
+    """
+    eta = emphasis + (1.0 - emphasis) * progress
+    return capacity * eta ** (jnp.arange(1, updates + 1) * (1000.0 / updates))

@@ -19,6 +19,10 @@ ALGORITHMS = {
     "trpo": "TRPO",
     "ppo": "PPO",
     "recurrent_ppo": "RecurrentPPO",
+    "ddpg": "DDPG",
+    "td3": "TD3",
+    "sac": "SAC",
+    "discrete_sac": "DiscreteSAC",
 }
 
 

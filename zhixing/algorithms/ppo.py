@@ -151,31 +151,29 @@ class PPO(OnPolicy):
         if self.normalize_advantage:
             advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
-        objective = jnp.minimum(ratio * advantage, clipped * advantage).mean()  # (PPO.4)
 
         value = net.value(batch.observation)
         value_error = jnp.square(value - batch.target)
         if self.clip_value:
             near = batch.value + jnp.clip(value - batch.value, -epsilon, epsilon)
             value_error = jnp.maximum(value_error, jnp.square(near - batch.target))
-        value_loss = value_error.mean()  # (PPO.5)
 
-        entropy = pi.entropy().mean()
-        if self.kl_penalty is None:
-            kl = (ratio - 1 - log_ratio).mean()  # an unbiased estimate from the actions taken, never negative
-            penalty = jnp.float32(0)
-        else:
-            kl = batch.extras.policy.kl(pi).mean()
-            penalty = state.kl_coefficient * kl
-        loss = -objective + self.value_coefficient * value_loss - self.entropy_coefficient * entropy + penalty
-        return loss, {
-            "loss": loss,
-            "objective": objective,
-            "value_loss": value_loss,
-            "entropy": entropy,
+        # Without a penalty on it an estimate from the actions taken, which is unbiased and never negative.
+        kl = ratio - 1 - log_ratio if self.kl_penalty is None else batch.extras.policy.kl(pi)
+        terms = {
+            "objective": jnp.minimum(ratio * advantage, clipped * advantage),  # (PPO.4)
+            "value_loss": value_error,  # (PPO.5)
+            "entropy": pi.entropy(),
             "kl": kl,
-            "clip_fraction": jnp.mean(jnp.abs(ratio - 1) > epsilon),
+            "clip_fraction": (jnp.abs(ratio - 1) > epsilon).astype(jnp.float32),
         }
+        # One mean of all: at this size XLA takes as long to start a sum as to compute it.
+        means = jnp.stack([x.ravel() for x in terms.values()]).mean(-1)
+        mean = dict(zip(terms, means, strict=True))
+        penalty = 0.0 if self.kl_penalty is None else state.kl_coefficient * mean["kl"]
+        loss = -mean["objective"] + self.value_coefficient * mean["value_loss"] + penalty
+        loss -= self.entropy_coefficient * mean["entropy"]
+        return loss, mean | {"loss": loss}
 
     def policy(self, state: State, observation: jax.Array) -> jax.Array:
         return state.actor_critic.net.policy(observation).mode

@@ -9,6 +9,7 @@ from zhixing.errors import UsageError, unknown
 
 CLASSIC_CONTROL = ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Acrobot-v1")
 TOY_TEXT = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "CliffWalkingSlippery-v1", "Taxi-v4")
+GOALS = ("zhixing/BitFlipping-v0",)
 TEACHING = ("zhixing/Maze-v0", "zhixing/TreasureLine-v0", "zhixing/TMaze-v0")
 BOX2D = ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
 MUJOCO = (
@@ -52,7 +53,7 @@ def make(id: Any, backend: str = "auto", max_episode_steps: int | None = None, *
 
 def best_backend(id: str) -> str:
     """The fastest installed backend that has `id`."""
-    if id in CLASSIC_CONTROL + TOY_TEXT + TEACHING or is_gymnax(id):
+    if id in CLASSIC_CONTROL + TOY_TEXT + TEACHING + GOALS or is_gymnax(id):
         return "jax"
     if id in BOX2D + MUJOCO and importlib.util.find_spec("envpool"):
         return "envpool"
@@ -79,18 +80,22 @@ def own(thing: Any, max_episode_steps: int | None, options: dict) -> Environment
 
 
 def make_jax(id: str, max_episode_steps: int | None, options: dict) -> Environment:
-    from zhixing.environments import classic_control, jax_adapter, tabular, teaching
+    from zhixing.environments import bit_flipping, classic_control, jax_adapter, tabular, teaching
 
     limit = "own" if max_episode_steps is None else max_episode_steps
     if id in TOY_TEXT:
         return jax_adapter.JaxAdapter(id, tabular.TabularEnv.from_gymnasium(id, **options), max_episode_steps=limit)
+    if id in GOALS:
+        if options.keys() - {"bits"}:
+            raise unknown(f"option of {id}", min(options.keys() - {"bits"}), ["bits"])
+        return jax_adapter.JaxAdapter(id, bit_flipping.BitFlipping(**options), max_episode_steps=limit)
     makers: dict[str, Callable] = classic_control.CLASSIC_CONTROL | teaching.TEACHING
     if id in makers:
         if options:
             raise UsageError(f"{id} takes no options in its JAX form, not {sorted(options)}; use backend gymnasium")
         return jax_adapter.JaxAdapter(id, makers[id](), max_episode_steps=limit)
     if not is_gymnax(id):
-        raise unknown("JAX environment", id, CLASSIC_CONTROL + TOY_TEXT + TEACHING)
+        raise unknown("JAX environment", id, CLASSIC_CONTROL + TOY_TEXT + TEACHING + GOALS)
     try:
         import gymnax
     except ImportError:
@@ -105,8 +110,11 @@ def make_jax(id: str, max_episode_steps: int | None, options: dict) -> Environme
 def make_gymnasium(id: str, max_episode_steps: int | None, options: dict) -> Environment:
     import gymnasium
 
-    from zhixing.environments.gymnasium_adapter import GymnasiumAdapter
+    from zhixing.environments.gymnasium_adapter import GymnasiumAdapter, register_installed
 
+    register_installed(id)
     if ":" not in id and id not in gymnasium.registry:
-        raise unknown("environment", id, {*gymnasium.registry, *TEACHING}, "`zhixing list environments` shows them")
+        raise unknown(
+            "environment", id, {*gymnasium.registry, *TEACHING, *GOALS}, "`zhixing list environments` shows them"
+        )
     return GymnasiumAdapter(id, max_episode_steps, **options)

@@ -11,6 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 
+from zhixing.environments.goals import Goals
+
 ACTION_MASK = "action_mask"  # the part of a dictionary observation that says which actions are allowed
 
 
@@ -32,6 +34,7 @@ class Environment(ABC):
         backend: "jax", "envpool" or "gymnasium".
         observation_space, action_space: Gymnasium spaces of a single instance.
         max_episode_steps: where an episode is truncated; None if never.
+        goals: what a goal environment says of its goals; None for any other.
     """
 
     backend: ClassVar[str]
@@ -42,6 +45,7 @@ class Environment(ABC):
     observation_space: gymnasium.Space
     action_space: gymnasium.Space
     max_episode_steps: int | None
+    goals: Goals | None = None
 
     @abstractmethod
     def batch(self, seeds: Sequence[int], num_environments: int) -> "Batch":

@@ -1,5 +1,6 @@
 """Gymnasium: anything registered, or a user's own class, stepped from Python as a vector environment."""
 
+import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from zhixing.environments.base import Batch, Environment, Timestep
+from zhixing.environments.goals import gymnasium_goals
 from zhixing.errors import UsageError, unknown
 
 
@@ -54,7 +56,9 @@ class GymnasiumAdapter(Environment):
         self.observation_space = _space_in_32_bits(environment.observation_space)
         self.action_space = environment.action_space
         self.max_episode_steps = _time_limit(environment)
-        environment.close()
+        self.goals = gymnasium_goals(environment)
+        if self.goals is None:  # otherwise it is asked on for as long as there is training
+            environment.close()
 
     def batch(self, seeds: Sequence[int], num_environments: int) -> "GymnasiumBatch":
         """`len(seeds)` x `num_environments` instances, seeded from `seeds[s]` and their index at every `reset`."""
@@ -79,6 +83,14 @@ class GymnasiumAdapter(Environment):
         if not isinstance(environment, gymnasium.Env):
             raise UsageError(f"'{self.id}' made {type(environment).__name__}; make it return a gymnasium.Env")
         return environment
+
+
+def register_installed(id: str) -> None:
+    """Register the ids of Gymnasium-Robotics, if it is installed and `id` is none that Gymnasium knows."""
+    if id not in gymnasium.registry and ":" not in id and importlib.util.find_spec("gymnasium_robotics"):
+        import gymnasium_robotics
+
+        gymnasium.register_envs(gymnasium_robotics)
 
 
 def instance_seed(seed: int, index: int) -> int:
@@ -215,6 +227,7 @@ class _Factory:
 
     def __call__(self) -> gymnasium.Env:
         if self.function is None:
+            register_installed(self.id)
             limit = {} if self.max_episode_steps is None else {"max_episode_steps": self.max_episode_steps}
             return gymnasium.make(self.id, disable_env_checker=True, **limit, **self.options)
         environment = self.function(**self.options)

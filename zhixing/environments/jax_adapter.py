@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zhixing.environments.base import Batch, Environment, Timestep
+from zhixing.environments.goals import jax_goals
 from zhixing.errors import UsageError
 
 
@@ -100,6 +101,7 @@ class JaxAdapter(Environment):
         self.params = getattr(environment, "default_params", ()) if params is None else params
         self.observation_space = _gymnasium_space(id, environment.observation_space, self.params)
         self.action_space = _gymnasium_space(id, environment.action_space, self.params)
+        self.goals = jax_goals(environment, self.observation_space, self.params)
         own = max_episode_steps == "own"
         if own:
             own_limit = getattr(self.params, "max_steps_in_episode", None)
