@@ -116,15 +116,16 @@ def measure_sb3(task: str, seconds: float, threads: int) -> dict[str, float]:
         def __init__(self):
             super().__init__()
             self.marks: list[tuple[int, float, float]] = []
-            self.end = float("inf")
+            self.counted, self.end = 0, float("inf")
 
         def _on_rollout_start(self) -> None:
             self.marks.append((self.num_timesteps, time.perf_counter(), time.process_time()))
             if self.num_timesteps >= WARM_UP:
+                self.counted += 1
                 self.end = min(self.end, time.perf_counter() + seconds)
 
         def _on_step(self) -> bool:
-            return time.perf_counter() < self.end
+            return time.perf_counter() < self.end or self.counted < 2  # one whole rollout at least
 
     started = time.perf_counter()
     s = TASKS[task]

@@ -10,11 +10,13 @@ from gymnasium import spaces
 from zhixing import config
 from zhixing.algorithms import ALGORITHMS, algorithm_class
 from zhixing.core import Spec
+from zhixing.environments.goals import Goals
 from zhixing.errors import UsageError
 from zhixing.flags import read_flags, setting_types
 
 PPO = {"algorithm": {"name": "ppo"}}
 BOX, DISCRETE = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3)
+GOALS = Goals(reward=lambda achieved, desired: achieved)
 
 
 def refusal(function, *arguments) -> str:
@@ -95,7 +97,7 @@ def test_presets_can_be_read_and_fit(name):
         read.check()
         sizes = read.num_environments, read.total_steps
         tasks = (BOX, DISCRETE), (DISCRETE, DISCRETE), (BOX, BOX)
-        specs = [Spec(*task, *sizes, max_episode_steps=10) for task in tasks]
+        specs = [Spec(*task, *sizes, max_episode_steps=10, goals=GOALS) for task in tasks]
         assert any(fits(read.algorithm, spec) for spec in specs), environment
 
 

@@ -178,7 +178,8 @@ def test_vmap_over_a_hyperparameter(case):
     def one(learning_rate):
         algorithm = replace(case.algorithm, learning_rate=learning_rate)
         state, memory = algorithm.init(key, loop.spec), algorithm.memory(loop.spec, shapes)
-        for i in range(2):  # past `learning_starts`
+        # Past `learning_starts`, and then TD3's actor waits for the second update.
+        for i in range(3 if isinstance(algorithm, OffPolicy) else 2):
             state, memory, metrics = algorithm.learn(state, memory, rollout, jax.random.fold_in(key, i))
         return state, metrics
 

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,8 +148,9 @@ class TrainedRun:
         """The critic's V(s) for one observation: for value learners, the largest Q(s, a)."""
         return float(self._value(self._of_seed(seed), self._fitting(observation)))
 
-    def _fitting(self, observation: Any) -> Any:
-        space = self.loop.spec.observation_space
+    def _fitting(self, observation: Any, space: gymnasium.Space | None = None) -> Any:
+        """`observation`, of the policy's space or of the one given, as an array."""
+        space = space or self.loop.spec.observation_space
         if space.shape is None:  # of a dictionary or a tuple, whose parts have shapes of their own
             return observation
         if np.shape(observation) != space.shape:
@@ -219,7 +221,7 @@ class Player:
 
     def __call__(self, observation: Any) -> Any:
         """The action, as Gymnasium's, for the next observation of the episode as the environment gave it."""
-        observation = self._run._fitting(observation)
+        observation = self._run._fitting(observation, self._run.environment.observation_space)
         if self._kept is None:
             action, self._kept = self._run._begin(self._index, observation)
         else:
