@@ -265,6 +265,13 @@ class Ensemble(eqx.Module):
         return jax.tree.map(lambda leaf: leaf[0], self.members)
 
 
+def regression(q: jax.Array, target: jax.Array, weight: jax.Array) -> tuple[jax.Array, dict]:
+    """The squared errors of an ensemble's `q` [K, B], weighed by `weight` [B] and added up, and its metrics."""
+    error = q - target
+    loss = (weight * jnp.square(error)).mean(-1).sum()
+    return loss, {"critic_loss": loss, "q": q.mean(), "td_error": jnp.abs(error).mean(0)}
+
+
 class ActorCriticSettings(Protocol):
     """The hyper-parameters that an algorithm with an `ActorCritic` has."""
 

@@ -81,7 +81,7 @@ class Replay(eqx.Module):
             oldest = (cursor.position + jnp.arange(frames.history * instances)) % self.capacity
             priorities = priorities.forget(oldest)
         data = jax.tree.map(write, self.data, rollout)
-        return Replay(data, priorities, cursor, frames, instances, self.hindsight)
+        return replace(self, data=data, priorities=priorities, cursor=cursor, frames=frames)
 
     @property
     def readable(self) -> jax.Array:
@@ -133,9 +133,13 @@ class Replay(eqx.Module):
         discounts = power * end.bootstrap
         return Experience(observation, first.action, reward, next_observation, discounts, weight, first.extras)
 
+    def age(self, index: jax.Array) -> jax.Array:
+        """How many places of the ring were written after `index`: 0 for the newest transition."""
+        return (self.cursor.position - 1 - index) % self.capacity
+
     def stored(self, index: jax.Array) -> jax.Array:
         """Whether anything has been written at `index` yet."""
-        return (self.cursor.position - 1 - index) % self.capacity < self.cursor.size
+        return self.age(index) < self.cursor.size
 
     def cut(self) -> "Replay":
         """With an end at the newest transitions: what is written next is of other episodes. Any leading axes."""
@@ -144,7 +148,7 @@ class Replay(eqx.Module):
 
     def newest(self, index: jax.Array) -> jax.Array:
         """Whether what was written after `index` is not the next step but the oldest one, or nothing."""
-        return (self.cursor.position - 1 - index) % self.capacity < self.instances
+        return self.age(index) < self.instances
 
     def reprioritise(self, index: jax.Array, td_error: jax.Array, exponent: jax.Array | float) -> Any:
         """The priorities after an update with the transitions `index` [B], whose |δ| were `td_error` [B]."""

@@ -15,7 +15,6 @@ Departures: layer normalisation in the place of batch normalisation, optional; t
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -34,7 +33,7 @@ from zhixing.core import (
 )
 from zhixing.exploration import ActionNoise, first_noise, noisy
 from zhixing.learned import Learned, Vector
-from zhixing.networks import Activation, Ensemble
+from zhixing.networks import Activation, Ensemble, regression
 
 
 class State(NamedTuple):
@@ -104,9 +103,7 @@ class DDPG(OffPolicy):
 
         def loss(critics: Ensemble) -> tuple[jax.Array, dict]:
             q = critics(batch.observation, batch.action, key=key if self.dropout else None)  # [K, B]
-            error = q - target
-            loss = (batch.weight * jnp.square(error)).mean(-1).sum()
-            return loss, {"critic_loss": loss, "q": q.mean(), "td_error": jnp.abs(error).mean(0)}
+            return regression(q, target, batch.weight)
 
         return state.critics.minimise(loss, self.critic_optimiser(state.clock))
 

@@ -32,7 +32,7 @@ from zhixing.core import (
 )
 from zhixing.distributions import Categorical
 from zhixing.learned import Learned, Vector
-from zhixing.networks import Activation, Ensemble, QNetwork
+from zhixing.networks import Activation, Ensemble, QNetwork, regression
 from zhixing.temperature import Temperature
 
 
@@ -94,9 +94,7 @@ class DiscreteSAC(OffPolicy):
 
         def critic_loss(critics: Ensemble) -> tuple[jax.Array, dict]:  # (DSAC.3)
             q = taken(critics(batch.observation), batch.action)  # [2, B]
-            error = q - target
-            loss = (batch.weight * jnp.square(error)).mean(-1).sum()
-            return loss, {"critic_loss": loss, "q": q.mean(), "td_error": jnp.abs(error).mean(0)}
+            return regression(q, target, batch.weight)
 
         critics, metrics = state.critics.minimise(critic_loss, self.critic_optimiser(state.clock))
         q = critics.net(batch.observation).min(0)

@@ -36,7 +36,7 @@ from zhixing.core import (
 )
 from zhixing.exploration import ActionNoise, first_noise, noisy
 from zhixing.learned import Learned, Vector
-from zhixing.networks import Activation, Ensemble
+from zhixing.networks import Activation, Ensemble, regression
 from zhixing.temperature import Temperature
 
 
@@ -118,9 +118,7 @@ class SAC(OffPolicy):
 
         def critic_loss(critics: Ensemble) -> tuple[jax.Array, dict]:  # (SAC.3)
             q = critics(batch.observation, batch.action, key=dropout_key if self.dropout else None)  # [2, B]
-            error = q - target
-            loss = (batch.weight * jnp.square(error)).mean(-1).sum()
-            return loss, {"critic_loss": loss, "q": q.mean(), "td_error": jnp.abs(error).mean(0)}
+            return regression(q, target, batch.weight)
 
         critics, metrics = state.critics.minimise(critic_loss, self.critic_optimiser(state.clock))
         q = critics.net
