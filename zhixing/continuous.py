@@ -1,36 +1,50 @@
-"""Networks of the off-policy algorithms for continuous actions: values of an action that is read, and actors.
+"""What the off-policy algorithms for continuous actions share: their settings, and networks that read an action.
 
 Actions lie in [-1, 1], whatever the environment's bounds: its transform rescales them.
 """
 
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import equinox as eqx
 import gymnasium
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from zhixing.core import Spec
+from zhixing.core import CONTINUOUS, ActionSpaces, Spec, hyperparameters, require_between, require_positive
 from zhixing.distributions import SquashedNormal
 from zhixing.errors import UsageError
-from zhixing.networks import MLP, Activation, Encoder
+from zhixing.exploration import ActionNoise, first_noise
+from zhixing.networks import MLP, Encoder
+from zhixing.off_policy import OffPolicyActorCritic
 
 # The gain of PyTorch's layers, with which the published settings were found.
 GAIN = 3**-0.5
 LEAST_LOG_STD, LARGEST_LOG_STD = -20.0, 2.0
 
 
-class NetworkSettings(Protocol):
-    """The hyper-parameters that an algorithm with these networks has."""
+@hyperparameters
+class ContinuousActorCritic(OffPolicyActorCritic):
+    """Of continuous actions: what DDPG, TD3 and SAC share."""
 
-    @property
-    def hidden(self) -> tuple[int, ...]: ...
-    @property
-    def activation(self) -> Activation: ...
-    @property
-    def layer_norm(self) -> bool: ...
-    @property
-    def dropout(self) -> float | None: ...
+    action_spaces: ClassVar[ActionSpaces] = CONTINUOUS
+
+    layer_norm: bool = False  # in the hidden layers of actor and critics
+    dropout: float | None = None  # the share of the critics' hidden units that is left out of an update
+    noise: ActionNoise = "none"  # on top of the policy's action
+    noise_std: float = 0.1  # σ, in units of half the range of the actions
+    noise_theta: float = 0.15  # θ of the Ornstein-Uhlenbeck noise
+    noise_dt: float = 0.01  # Δt of the Ornstein-Uhlenbeck noise
+
+    def check(self, spec: Spec) -> None:
+        super().check(spec)
+        action_size(spec.action_space)
+        require_positive(self, "noise_dt")
+        require_between(self, 0, 0.99, "dropout")
+        require_between(self, 0, np.inf, "noise_std", "noise_theta")
+
+    def carry(self, spec: Spec, key: jax.Array) -> Any:
+        return first_noise(self, spec.num_environments, action_size(spec.action_space))
 
 
 class ActionValue(eqx.Module):
@@ -40,7 +54,7 @@ class ActionValue(eqx.Module):
     encoder: Encoder = eqx.field(static=True)
 
     @classmethod
-    def create(cls, key: jax.Array, spec: Spec, settings: NetworkSettings) -> "ActionValue":
+    def create(cls, key: jax.Array, spec: Spec, settings: ContinuousActorCritic) -> "ActionValue":
         encoder = Encoder.of(spec.observation_space)
         sizes = encoder.size + action_size(spec.action_space), *settings.hidden, 1
         return cls(layers(key, settings, *sizes, critic=True), encoder)
@@ -57,7 +71,7 @@ class StateValue(eqx.Module):
     encoder: Encoder = eqx.field(static=True)
 
     @classmethod
-    def create(cls, key: jax.Array, spec: Spec, settings: NetworkSettings) -> "StateValue":
+    def create(cls, key: jax.Array, spec: Spec, settings: ContinuousActorCritic) -> "StateValue":
         encoder = Encoder.of(spec.observation_space)
         return cls(layers(key, settings, encoder.size, *settings.hidden, 1, critic=True), encoder)
 
@@ -73,7 +87,7 @@ class DeterministicActor(eqx.Module):
     encoder: Encoder = eqx.field(static=True)
 
     @classmethod
-    def create(cls, key: jax.Array, spec: Spec, settings: NetworkSettings) -> "DeterministicActor":
+    def create(cls, key: jax.Array, spec: Spec, settings: ContinuousActorCritic) -> "DeterministicActor":
         encoder = Encoder.of(spec.observation_space)
         return cls(layers(key, settings, encoder.size, *settings.hidden, action_size(spec.action_space)), encoder)
 
@@ -89,7 +103,7 @@ class SquashedActor(eqx.Module):
     encoder: Encoder = eqx.field(static=True)
 
     @classmethod
-    def create(cls, key: jax.Array, spec: Spec, settings: NetworkSettings) -> "SquashedActor":
+    def create(cls, key: jax.Array, spec: Spec, settings: ContinuousActorCritic) -> "SquashedActor":
         encoder = Encoder.of(spec.observation_space)
         return cls(layers(key, settings, encoder.size, *settings.hidden, 2 * action_size(spec.action_space)), encoder)
 
@@ -99,7 +113,7 @@ class SquashedActor(eqx.Module):
         return SquashedNormal(mean, jnp.clip(log_std, LEAST_LOG_STD, LARGEST_LOG_STD))
 
 
-def layers(key: jax.Array, settings: NetworkSettings, *sizes: int, critic: bool = False) -> MLP:
+def layers(key: jax.Array, settings: ContinuousActorCritic, *sizes: int, critic: bool = False) -> MLP:
     """Only a critic drops units: what is dropped of an actor would be dropped from the behaviour too."""
     return MLP.create(
         key,

@@ -15,25 +15,14 @@ Departures: layer normalisation in the place of batch normalisation, optional; t
 from typing import Any, ClassVar, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
-from zhixing import schedules
-from zhixing.continuous import ActionValue, DeterministicActor, action_size
-from zhixing.core import (
-    CONTINUOUS,
-    ActionSpaces,
-    Clock,
-    Experience,
-    OffPolicy,
-    Spec,
-    hyperparameters,
-    require_between,
-    require_positive,
-)
-from zhixing.exploration import ActionNoise, first_noise, noisy
+from zhixing.continuous import ActionValue, ContinuousActorCritic, DeterministicActor
+from zhixing.core import Clock, Spec, hyperparameters
+from zhixing.exploration import ActionNoise, noisy
 from zhixing.learned import Learned, Vector
-from zhixing.networks import Activation, Ensemble, regression
+from zhixing.networks import Ensemble, regression
+from zhixing.transition import Experience
 
 
 class State(NamedTuple):
@@ -45,33 +34,14 @@ class State(NamedTuple):
 
 
 @hyperparameters
-class DDPG(OffPolicy):
+class DDPG(ContinuousActorCritic):
     """Deep deterministic policy gradient."""
 
-    action_spaces: ClassVar[ActionSpaces] = CONTINUOUS
     critic_count: ClassVar[int] = 1
 
-    batch_size: int = 256  # B
-    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, of actor and critic
-    activation: Activation = "relu"
-    layer_norm: bool = False  # in the hidden layers of both
-    dropout: float | None = None  # the share of the critic's hidden units that is left out of an update
     learning_rate: float = 1e-3  # of the actor
     critic_learning_rate: float = 1e-3
-    learning_rate_schedule: schedules.Schedule = "constant"
-    polyak: float = 0.005  # τ
     noise: ActionNoise = "gaussian"
-    noise_std: float = 0.1  # σ, in units of half the range of the actions
-    noise_theta: float = 0.15  # θ of the Ornstein-Uhlenbeck noise
-    noise_dt: float = 0.01  # Δt of the Ornstein-Uhlenbeck noise
-
-    def check(self, spec: Spec) -> None:
-        super().check(spec)
-        action_size(spec.action_space)
-        require_positive(self, "hidden", "learning_rate", "critic_learning_rate", "noise_dt")
-        require_between(self, 0, 1, "polyak")
-        require_between(self, 0, 0.99, "dropout")
-        require_between(self, 0, np.inf, "noise_std", "noise_theta")
 
     def init(self, key: jax.Array, spec: Spec) -> State:
         actor_key, critic_key = jax.random.split(key)
@@ -80,9 +50,6 @@ class DDPG(OffPolicy):
         critics = Ensemble.create(lambda k: ActionValue.create(k, spec, self), critic_key, self.critic_count)
         learned = Learned.create(critics, self.critic_optimiser(clock))
         return State(actor, learned, actor.frozen, learned.frozen, clock)
-
-    def carry(self, spec: Spec, key: jax.Array) -> Any:
-        return first_noise(self, spec.num_environments, action_size(spec.action_space))
 
     def act(self, state: State, carry: Any, observation: Any, key: jax.Array):  # (DDPG.1)
         random = state.clock.steps < self.learning_starts
@@ -122,9 +89,3 @@ class DDPG(OffPolicy):
     def value(self, state: State, observation: Any) -> jax.Array:
         """Q(s, μ(s)), the least of the critics'."""
         return state.critics(observation, state.actor(observation)).min(0)
-
-    def optimiser(self, clock: Clock) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress))
-
-    def critic_optimiser(self, clock: Clock) -> optax.GradientTransformation:
-        return optax.adam(self.critic_learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress))

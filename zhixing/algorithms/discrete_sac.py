@@ -17,14 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zhixing import schedules
 from zhixing.algorithms.dqn import taken
 from zhixing.core import (
     DISCRETE,
     ActionSpaces,
     Clock,
-    Experience,
-    OffPolicy,
     Spec,
     hyperparameters,
     require_between,
@@ -32,8 +29,10 @@ from zhixing.core import (
 )
 from zhixing.distributions import Categorical
 from zhixing.learned import Learned, Vector
-from zhixing.networks import Activation, Ensemble, QNetwork, regression
+from zhixing.networks import Ensemble, QNetwork, regression
+from zhixing.off_policy import OffPolicyActorCritic
 from zhixing.temperature import Temperature
+from zhixing.transition import Experience
 
 
 class State(NamedTuple):
@@ -45,25 +44,20 @@ class State(NamedTuple):
 
 
 @hyperparameters
-class DiscreteSAC(OffPolicy):
+class DiscreteSAC(OffPolicyActorCritic):
     """Soft actor-critic for discrete actions."""
 
     action_spaces: ClassVar[ActionSpaces] = DISCRETE
 
-    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, of actor and critics
-    activation: Activation = "relu"
-    learning_rate: float = 3e-4  # of the actor and of the temperature
-    critic_learning_rate: float = 3e-4
-    learning_rate_schedule: schedules.Schedule = "constant"
-    polyak: float = 0.005  # τ
+    batch_size: int = 64  # B
     temperature: float | None = None  # α; None: learned, so that the entropy is as wanted
     initial_temperature: float = 1.0  # where learning it begins
     target_entropy_share: float = 0.5  # of log |A|, the entropy of the uniform policy
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_positive(self, "hidden", "learning_rate", "critic_learning_rate", "initial_temperature")
-        require_between(self, 0, 1, "polyak", "target_entropy_share")
+        require_positive(self, "initial_temperature")
+        require_between(self, 0, 1, "target_entropy_share")
         require_between(self, 0, np.inf, "temperature")
 
     def init(self, key: jax.Array, spec: Spec) -> State:
@@ -116,9 +110,3 @@ class DiscreteSAC(OffPolicy):
     def value(self, state: State, observation: Any) -> jax.Array:
         """The least Q(s, a) of the greedy action."""
         return taken(state.critics(observation).min(0), self.policy(state, observation))
-
-    def optimiser(self, clock: Clock) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress))
-
-    def critic_optimiser(self, clock: Clock) -> optax.GradientTransformation:
-        return optax.adam(self.critic_learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress))

@@ -28,8 +28,6 @@ from zhixing.core import (
     DISCRETE,
     ActionSpaces,
     Clock,
-    Experience,
-    OffPolicy,
     Spec,
     hyperparameters,
     require_between,
@@ -37,7 +35,9 @@ from zhixing.core import (
 )
 from zhixing.learned import Learned, Vector
 from zhixing.networks import Activation, Dueling, QNetwork, Torso
+from zhixing.off_policy import OffPolicy
 from zhixing.optimisers import clip_by_norm
+from zhixing.transition import Experience
 
 
 class State(NamedTuple):

@@ -14,30 +14,20 @@ maximum entropy deep reinforcement learning with a stochastic actor", arXiv:1801
              with respect to v; v⁻ ← (1 - τ) v⁻ + τ v
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from zhixing import schedules
-from zhixing.continuous import ActionValue, SquashedActor, StateValue, action_size
-from zhixing.core import (
-    CONTINUOUS,
-    ActionSpaces,
-    Clock,
-    Experience,
-    OffPolicy,
-    Spec,
-    hyperparameters,
-    require_between,
-    require_positive,
-)
-from zhixing.exploration import ActionNoise, first_noise, noisy
+from zhixing.continuous import ActionValue, ContinuousActorCritic, SquashedActor, StateValue, action_size
+from zhixing.core import Clock, Spec, hyperparameters, require_between, require_positive
+from zhixing.exploration import noisy
 from zhixing.learned import Learned, Vector
-from zhixing.networks import Activation, Ensemble, regression
+from zhixing.networks import Ensemble, regression
 from zhixing.temperature import Temperature
+from zhixing.transition import Experience
 
 
 class State(NamedTuple):
@@ -50,37 +40,18 @@ class State(NamedTuple):
 
 
 @hyperparameters
-class SAC(OffPolicy):
+class SAC(ContinuousActorCritic):
     """Soft actor-critic."""
 
-    action_spaces: ClassVar[ActionSpaces] = CONTINUOUS
-
-    batch_size: int = 256  # B
-    hidden: tuple[int, ...] = (256, 256)  # units of each hidden layer, of actor and critics
-    activation: Activation = "relu"
-    layer_norm: bool = False  # in the hidden layers of both
-    dropout: float | None = None  # the share of the critics' hidden units that is left out of an update
-    learning_rate: float = 3e-4  # of the actor and of the temperature
-    critic_learning_rate: float = 3e-4
-    learning_rate_schedule: schedules.Schedule = "constant"
-    polyak: float = 0.005  # τ
     state_value: bool = False  # the first form: the targets come from a network V of their own
     temperature: float | None = None  # α; None: learned, so that the entropy is `target_entropy`
     initial_temperature: float = 1.0  # where learning it begins
     target_entropy: float | None = None  # H̄; None: -d
-    noise: ActionNoise = "none"  # on top of the policy's own, where single steps of it lead nowhere
-    noise_std: float = 0.1  # σ, in units of half the range of the actions
-    noise_theta: float = 0.15  # θ of the Ornstein-Uhlenbeck noise
-    noise_dt: float = 0.01  # Δt of the Ornstein-Uhlenbeck noise
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        action_size(spec.action_space)
-        require_positive(self, "hidden", "learning_rate", "critic_learning_rate", "initial_temperature")
-        require_between(self, 0, 1, "polyak")
-        require_between(self, 0, 0.99, "dropout")
-        require_between(self, 0, np.inf, "temperature", "noise_std", "noise_theta")
-        require_positive(self, "noise_dt")
+        require_positive(self, "initial_temperature")
+        require_between(self, 0, np.inf, "temperature")
 
     def init(self, key: jax.Array, spec: Spec) -> State:
         actor_key, critic_key, value_key = jax.random.split(key, 3)
@@ -97,9 +68,6 @@ class SAC(OffPolicy):
             self.temperature, self.initial_temperature, target_entropy, self.optimiser(clock)
         )
         return State(actor, critics, state_value, (state_value or critics).frozen, temperature, clock)
-
-    def carry(self, spec: Spec, key: jax.Array) -> Any:
-        return first_noise(self, spec.num_environments, action_size(spec.action_space))
 
     def act(self, state: State, carry: Any, observation: Any, key: jax.Array):  # (SAC.1)
         action_key, noise_key = jax.random.split(key)
@@ -150,9 +118,3 @@ class SAC(OffPolicy):
     def value(self, state: State, observation: Any) -> jax.Array:
         """The least Q(s, a) of the greedy action."""
         return state.critics(observation, state.actor(observation).mode).min(0)
-
-    def optimiser(self, clock: Clock) -> optax.GradientTransformation:
-        return optax.adam(self.learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress))
-
-    def critic_optimiser(self, clock: Clock) -> optax.GradientTransformation:
-        return optax.adam(self.critic_learning_rate * schedules.remaining(self.learning_rate_schedule, clock.progress))

@@ -19,7 +19,8 @@ import numpy as np
 import optax
 
 from zhixing.algorithms.ddpg import DDPG, State
-from zhixing.core import Experience, Spec, hyperparameters, require_between, require_positive
+from zhixing.core import Spec, hyperparameters, require_between, require_positive
+from zhixing.transition import Experience
 
 
 @hyperparameters

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zhixing.core import Algorithm, OffPolicy, Transition
+from zhixing.core import Algorithm, Transition
 from zhixing.drivers.loop import Loop, Run, iteration_keys
 from zhixing.environments.base import Batch
+from zhixing.off_policy import OffPolicy
 
 
 class HostDriver:
