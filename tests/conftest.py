@@ -15,3 +15,28 @@ jax.config.update("jax_enable_compilation_cache", False)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", r"error::DeprecationWarning:zhixing(\..*)?")
+
+
+# These compile much and run little: without XLA's optimisations they take half the time. Everything that trains, or
+# compares runs of several processes to the bit, is compiled as for a user.
+ARITHMETIC = (
+    *(
+        "a2c",
+        "ac",
+        "acer",
+        "continuous_control",
+        "contract",
+        "convolution",
+        "distributions",
+        "double_q_learning",
+        "dqn",
+    ),
+    *("emphasis", "features", "frames", "kfac", "n_step_td", "networks", "optimisers", "ppo", "priorities"),
+    *("q_learning", "reinforce", "replay", "returns", "sarsa", "sarsa_lambda", "shared", "transforms", "trpo"),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation(request: pytest.FixtureRequest) -> None:
+    module = request.module.__name__.removeprefix("test_")
+    jax.config.update("jax_disable_most_optimizations", module in ARITHMETIC)

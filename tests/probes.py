@@ -197,6 +197,8 @@ SETTINGS = {
     "td3": CONTINUOUS_CONTROL,
     "sac": SOFT,
     "discrete_sac": SOFT,
+    "diayn": SOFT,
+    "discrete_diayn": SOFT,
 }
 TOTAL_STEPS = {
     "q_learning": 1_000,
@@ -248,7 +250,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sac_first_form": ("sac", {"state_value": True}),
     "sac_learned_temperature": ("sac", {"temperature": None, "initial_temperature": 0.01, "target_entropy": -4.0}),
 }
-CASES = (*ALGORITHMS, *VARIANTS)
+REWARDED = tuple(name for name in ALGORITHMS if "diayn" not in name)  # DIAYN does not look at the reward
+CASES = (*REWARDED, *VARIANTS)
 # Those that keep or carry something of another structure: the rest differs in arithmetic alone, which probes test.
 STRUCTURES = (
     *ALGORITHMS,

@@ -12,11 +12,12 @@ from zhixing.algorithms.discrete_sac import DiscreteSAC
 from zhixing.algorithms.sac import SAC
 from zhixing.algorithms.td3 import TD3
 from zhixing.continuous import ActionValue
-from zhixing.core import CONTINUOUS, Experience, Spec, hyperparameters
+from zhixing.core import CONTINUOUS, Spec, hyperparameters
 from zhixing.errors import UsageError
 from zhixing.exploration import ornstein_uhlenbeck
 from zhixing.learned import Vector
 from zhixing.networks import Ensemble
+from zhixing.transition import Experience
 
 OBSERVATIONS, ACTIONS, B = 3, 2, 5
 SPEC = Spec(spaces.Box(-1, 1, (OBSERVATIONS,), np.float32), spaces.Box(-1, 1, (ACTIONS,), np.float32), 4, 1_000)

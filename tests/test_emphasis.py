@@ -9,8 +9,9 @@ import pytest
 from gymnasium import spaces
 
 from zhixing.algorithms.dqn import DQN
-from zhixing.core import Clock, OffPolicy, Spec, Transition, hyperparameters
+from zhixing.core import Clock, Spec, Transition, hyperparameters
 from zhixing.errors import UsageError
+from zhixing.off_policy import OffPolicy
 from zhixing.replay import Replay, emphasised
 
 SPEC = Spec(spaces.Box(-1, 1, (1,), np.float32), spaces.Discrete(2), 1, 1_000)

@@ -7,6 +7,7 @@ from probes import (
     CASES,
     DEFAULT_TOTAL_STEPS,
     PROBES,
+    REWARDED,
     TOTAL_STEPS,
     ContinuousProbeEnvironment,
     accepts,
@@ -19,7 +20,6 @@ from probes import (
     variant,
 )
 
-from zhixing.algorithms import ALGORITHMS
 from zhixing.core import Algorithm
 from zhixing.environments.jax_adapter import JaxAdapter
 
@@ -58,7 +58,7 @@ def test_probe(learned, name):
         np.testing.assert_array_equal(actions, [best[: len(known)]] * SEEDS)
 
 
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if accepts(make_algorithm(name), CONTINUOUS)])
+@pytest.mark.parametrize("name", [name for name in REWARDED if accepts(make_algorithm(name), CONTINUOUS)])
 def test_continuous_probe(name):
     algorithm = make_algorithm(name)
     run = train(algorithm, CONTINUOUS, 2 * TOTAL_STEPS.get(name, DEFAULT_TOTAL_STEPS))

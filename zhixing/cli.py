@@ -1,4 +1,4 @@
-"""The command line: `zhixing train | compare | resume | evaluate | watch | plot | list`.
+"""The command line: `zhixing train | compare | resume | evaluate | watch | skills | plot | list`.
 
 Heavy imports happen inside the commands, so that `zhixing --help` answers at once.
 """
@@ -210,6 +210,7 @@ def watch(arguments: Sequence[str]) -> None:
     flags.add_argument("--window", action="store_true", help="open a window (or print text frames) instead")
     flags.add_argument("--episodes", type=int, default=1)
     flags.add_argument("--seed", type=int, help="whose policy (default: the best seed's)")
+    flags.add_argument("--skill", type=int, help="of a run of DIAYN (default: the first, then the second, …)")
     flags.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
     own = flags.parse_args(arguments)
     at_least_one("--episodes", own.episodes)
@@ -223,7 +224,7 @@ def watch(arguments: Sequence[str]) -> None:
     output = None if own.window else own.output or folder / "episode.gif"
     result = play(
         run.environment.id,
-        run.player(own.seed),
+        run.player(own.seed, own.skill),
         output,
         episodes=own.episodes,
         seed=run.config.seed,
@@ -232,6 +233,38 @@ def watch(arguments: Sequence[str]) -> None:
     )
     if output is not None:
         print(result)
+
+
+def skills(arguments: Sequence[str]) -> None:
+    """Show what each skill of a DIAYN run does: a table, and their trajectories."""
+    flags = parser("skills", "Play greedy episodes of each skill of a DIAYN run: a table, and a figure of their paths.")
+    flags.add_argument("run", type=Path, help="the run's folder, or a saved file")
+    flags.add_argument("--episodes", type=int, default=10, help="of each skill and seed (default: 10)")
+    flags.add_argument("--output", type=Path, help="a .png, .svg or .pdf (default: skills.png in the run's folder)")
+    flags.add_argument("--axes", type=int, nargs=2, default=(0, 1), help="numbers of the observation (default: 0 1)")
+    flags.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
+    flags.add_argument("--json", action="store_true", help="print one JSON object")
+    own = flags.parse_args(arguments)
+    at_least_one("--episodes", own.episodes)
+    from zhixing import runtime
+    from zhixing.run import TrainedRun
+    from zhixing.skills import draw_skills, play_skills
+
+    runtime.keep_compiled_programs()
+    run = TrainedRun.load(own.run, which=own.checkpoint)
+    played = play_skills(run, own.episodes)
+    folder = own.run if own.run.is_dir() else own.run.parent
+    figure = draw_skills(run, played, own.output or folder / "skills.png", tuple(own.axes))
+    summary = played.summary()
+    if own.json:
+        print(json.dumps(summary))
+        return
+    row = "{:>5}  {:>10}  {:>8}  {:>13}"
+    print(row.format("skill", "return", "accuracy", "log q - log p"))
+    for line in [*summary["skills"], summary | {"skill": "all"}]:
+        numbers = f"{line['return']:.2f}", f"{line['accuracy']:.1%}", f"{line['pseudo_reward']:.2f}"
+        print(row.format(line["skill"], *numbers))
+    print(figure)
 
 
 def plot(arguments: Sequence[str]) -> None:
@@ -269,6 +302,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "resume": resume,
     "evaluate": evaluate,
     "watch": watch,
+    "skills": skills,
     "plot": plot,
     "list": list_all,
 }

@@ -54,6 +54,14 @@ class RecordConfig:
     tensorboard: bool = True
 
 
+@dataclass(frozen=True)
+class StartConfig:
+    """What the networks begin as, where it is not at random: a skill of DIAYN."""
+
+    run: str | None = None  # the folder of a run of DIAYN on the same spaces, with networks of the same size
+    skill: int | None = None  # None: for each seed the one with the highest return of this task
+
+
 A = TypeVar("A")
 
 
@@ -67,6 +75,7 @@ class Config(Generic[A]):
     num_environments: int = 1  # environments of each seed, stepped together
     seed: int = 0  # the first seed; the others follow it
     seeds: int = 1  # seeds trained side by side
+    start: StartConfig = field(default_factory=StartConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
 
@@ -92,6 +101,8 @@ class Config(Generic[A]):
         for name, value in positive.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be 1 or more")
+        if self.start.skill is not None and self.start.run is None:
+            raise UsageError("start.skill is given and start.run is not; say which run's skill it is")
         if self.seed < 0:
             raise UsageError(f"seed is {self.seed}; it must be 0 or more")
         for name, value in {"total_steps": self.total_steps, "the last seed": self.seed + self.seeds - 1}.items():

@@ -33,7 +33,7 @@ def environment_ids() -> list[str]:
     return [
         f"compiled, in JAX: {', '.join(environments.CLASSIC_CONTROL)}",
         f"compiled tables: {', '.join(environments.TOY_TEXT + environments.TEACHING)}",
-        f"compiled, with goals: {', '.join(environments.GOALS)}",
+        f"compiled, with goals: {', '.join(environments.GOALS)}; for skills: {', '.join(environments.PLANES)}",
         f"compiled, gymnax: Breakout-MinAtar, Asterix-MinAtar, SpaceInvaders-MinAtar, Catch-bsuite, …{note['gymnax']}",
         f"compiled, EnvPool: {', '.join(environments.BOX2D + environments.MUJOCO)}, and with "
         f"--environment.backend envpool whatever it has{note['envpool']}",

@@ -57,10 +57,7 @@ def plot_runs(
     no number of it yet, and for an unknown format.
     """
     output = Path(output)
-    form = output.suffix.lower().removeprefix(".")
-    if form not in _FORMATS:
-        endings = ", ".join("." + name for name in _FORMATS)
-        raise UsageError(f"cannot draw into '{output}'; let its name end in one of: {endings}")
+    _require_format(output)
     if x not in _AXES:
         raise unknown("axis", x, _AXES)
     if not run_directories:
@@ -87,6 +84,22 @@ def plot_comparison(
     """Draw the learning curves of runs beside the IQM and interval of their final `scores`, [S] of each run."""
     curves = [_curve(directory, EVALUATION, "steps") for directory in run_directories]
     _save(lambda: _draw_comparison(curves, labels, [np.asarray(score) for score in scores], title), *outputs)
+
+
+def plot_trajectories(
+    points: np.ndarray, output: str | os.PathLike, labels: Sequence[str], titles: Sequence[str]
+) -> Path:
+    """Draw `points` [panels, K, m, M, 2] into `output`: m lines of each of K colours a panel; NaN ends a line."""
+    output = Path(output)
+    _require_format(output)
+    _save(lambda: _draw_trajectories(points, labels, titles), output)
+    return output
+
+
+def _require_format(output: Path) -> None:
+    if output.suffix.lower().removeprefix(".") not in _FORMATS:
+        endings = ", ".join("." + name for name in _FORMATS)
+        raise UsageError(f"cannot draw into '{output}'; let its name end in one of: {endings}")
 
 
 def _save(draw: Callable[[], Any], *outputs: Path) -> None:
@@ -205,6 +218,32 @@ def _draw_comparison(curves: Sequence[tuple], labels: Sequence[str], scores: Seq
     for index, label in enumerate(right.get_yticklabels()):
         label.set_color(_look(index)[0])
     figure.suptitle(title, x=0.01, ha="left", fontsize=13)
+    return figure
+
+
+def _draw_trajectories(points: np.ndarray, labels: Sequence[str], titles: Sequence[str]) -> Any:
+    from matplotlib import colormaps
+
+    panels, kinds, lines = points.shape[:3]
+    columns = min(panels, 5)
+    figure = _figure(max(4.2, 2.6 * columns), 3.2 * -(-panels // columns))
+    colors = colormaps["tab10" if kinds <= 10 else "turbo"]
+    grid = figure.subplots(-(-panels // columns), columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[panels:]:
+        axes.set_visible(False)
+    for number, axes in enumerate(grid.flat[:panels]):
+        for kind in range(kinds):
+            color = colors(kind if kinds <= 10 else kind / (kinds - 1))
+            for line in range(lines):
+                x, y = points[number, kind, line].T
+                label = str(kind) if number == line == 0 else None
+                axes.plot(x, y, color=color, linewidth=1.2, alpha=0.8, label=label)
+        axes.set_title(titles[number], fontsize=10)
+        axes.set_xlabel(labels[0])
+        _tidy(axes)
+    for row in grid:
+        row[0].set_ylabel(labels[1])
+    figure.legend(title="skill", frameon=False, loc="outside right center")
     return figure
 
 

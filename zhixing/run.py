@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -111,14 +113,17 @@ class TrainedRun:
     def _estimate(self, index: Any, observation: Any) -> Any:
         return self.algorithm.value(*self._observe(index, observation))[0]
 
-    def _first(self, index: Any, observation: Any) -> tuple[Any, Any]:
+    def _first(self, index: Any, observation: Any, skill: Any) -> tuple[Any, Any]:
         """-> the greedy action for the first observation of an episode, and what the player keeps."""
         spec = replace(self.loop.spec, num_environments=1)
         learner, transforms = (map_seeds(lambda x: x[index], part) for part in (self._learner, self._transforms))
         transforms = self.loop.chain.for_evaluation(transforms, 1)
         batch = jax.tree.map(lambda x: jnp.asarray(x)[None], observation)
         transforms, seen = self.loop.chain.reset(transforms, batch, training=False)
-        return self._decide(learner, transforms, self.algorithm.carry(spec, jax.random.PRNGKey(0)), seen)
+        carry = self.algorithm.carry(spec, jax.random.PRNGKey(0))
+        if skill is not None:
+            carry = carry._replace(skill=jnp.full(1, skill))
+        return self._decide(learner, transforms, carry, seen)
 
     def _next(self, index: Any, kept: tuple[Any, Any], observation: Any) -> tuple[Any, Any]:
         learner = map_seeds(lambda x: x[index], self._learner)
@@ -140,9 +145,18 @@ class TrainedRun:
             raise UsageError("this policy remembers its episode; use player = run.player(), then player(observation)")
         return plain(self._policy(self._of_seed(seed), self._fitting(observation)))
 
-    def player(self, seed: int | None = None) -> "Player":
-        """Who plays episodes with the greedy policy, by default that of the best seed, observation by observation."""
-        return Player(self, self._of_seed(seed))
+    def player(self, seed: int | None = None, skill: int | None = None) -> "Player":
+        """Who plays episodes with the greedy policy, by default that of the best seed, observation by observation.
+
+        Of a run of DIAYN it plays one `skill`, or by default the first in the first episode, then the second, ...
+        """
+        skills = getattr(self.algorithm, "skills", None)
+        if skill is not None and skills is None:
+            raise UsageError(f"{type(self.algorithm).__name__} has no skills; only DIAYN learns some")
+        if skills is not None and skill is not None and not 0 <= skill < skills:
+            raise UsageError(f"the run has no skill {skill}; it has 0 to {skills - 1}")
+        order = None if skills is None else range(skills) if skill is None else (skill,)
+        return Player(self, self._of_seed(seed), order)
 
     def value(self, observation: Any, seed: int | None = None) -> float:
         """The critic's V(s) for one observation: for value learners, the largest Q(s, a)."""
@@ -211,19 +225,22 @@ class Player:
         observation, reward, terminated, truncated, _ = environment.step(player(observation))
     """
 
-    def __init__(self, run: TrainedRun, index: int):
+    def __init__(self, run: TrainedRun, index: int, skills: Sequence[int] | None = None):
+        """`skills`: which of them play, one episode each in turn; None where there are none."""
         self._run, self._index = run, index
-        self.reset()
+        self._skills = None if skills is None else cycle(skills)
+        self._kept: Any = None
 
     def reset(self) -> None:
         """A new episode begins."""
-        self._kept: Any = None
+        self._kept = None
 
     def __call__(self, observation: Any) -> Any:
         """The action, as Gymnasium's, for the next observation of the episode as the environment gave it."""
         observation = self._run._fitting(observation, self._run.environment.observation_space)
         if self._kept is None:
-            action, self._kept = self._run._begin(self._index, observation)
+            skill = None if self._skills is None else next(self._skills)
+            action, self._kept = self._run._begin(self._index, observation, skill)
         else:
             action, self._kept = self._run._go_on(self._index, self._kept, observation)
         return plain(action)

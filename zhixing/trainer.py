@@ -53,7 +53,7 @@ class Trainer:
             self.require_same_settings(self.metadata, path)
         self.begun = path is not None
         self.driver = self.make_driver(self.metadata["step"])
-        self.run = self.restored(path) if path else self.driver.start(self.algorithm)
+        self.run = self.restored(path) if path else self.first_run()
         self.evaluator = build_evaluator(config, environment, self.loop, config.evaluation.episodes)
 
     def require_same_settings(self, metadata: dict[str, Any], path: Path) -> None:
@@ -84,6 +84,15 @@ class Trainer:
         if self.environment.compiled:
             return CompiledDriver(self.loop, batch, self.environment.saves_state)
         return HostDriver(self.loop, batch)
+
+    def first_run(self) -> Run:
+        """A run that has not made a step."""
+        run = self.driver.start(self.algorithm)
+        if self.config.start.run is None:
+            return run
+        from zhixing.skills import started  # it imports DIAYN, SAC, ...
+
+        return run._replace(learner=started(self.config, self.environment, self.loop, run.learner))
 
     def restored(self, path: Path) -> Run:
         """The run as the checkpoint holds it, with new episodes where the environments could not be saved."""

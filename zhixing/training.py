@@ -15,9 +15,10 @@ from zhixing import checkpoint, runtime
 from zhixing import config as configs
 from zhixing.assembly import build_environment, build_loop
 from zhixing.config import Config
-from zhixing.core import Algorithm, OffPolicy, Online
+from zhixing.core import Algorithm, Online
 from zhixing.environments.base import Environment
 from zhixing.errors import UsageError
+from zhixing.off_policy import OffPolicy
 from zhixing.records import LiveView, Records
 from zhixing.run import TrainedRun
 from zhixing.trainer import Trainer, stop_signals
@@ -116,9 +117,18 @@ def train_config(config: Config, run_dir: str | Path | None = None, quiet: bool 
     """A new run of `config` -> its folder and its summary."""
     environment = build_environment(config)
     config = with_environment(config, environment)
-    build_loop(config, environment)  # whatever does not fit is said before a folder is made
+    check(config, environment)
     directory = new_directory(run_dir, config)
     return directory, carry_out(config, environment, directory, resume=False, quiet=quiet)
+
+
+def check(config: Config, environment: Environment) -> None:
+    """Say whatever does not fit before a folder is made."""
+    build_loop(config, environment)
+    if config.start.run is not None:
+        from zhixing.skills import start_of  # it imports DIAYN, SAC, ...
+
+        start_of(config, environment)
 
 
 def with_environment(config: Config, environment: Environment, own: bool = False) -> Config:
@@ -164,7 +174,7 @@ def train(
     config = configs.from_mapping(configs.merge(preset, settings, given), own)
     made = build_environment(config, environment)
     config = with_environment(config, made, own=not isinstance(environment, str | Environment))
-    build_loop(config, made)
+    check(config, made)
     directory = new_directory(run_dir, config)
     carry_out(config, made, directory, resume=False, quiet=quiet)
     return TrainedRun.load(directory, environment=made, algorithm=own)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 
-from zhixing.environments import TEACHING
+from zhixing.environments import GOALS, PLANES, TEACHING
 from zhixing.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -41,10 +41,10 @@ def watch(
     """Play `episodes` with `act`, print their returns, and show them.
 
     Args:
-        environment_id: an id that Gymnasium has, or a teaching environment, which is drawn as text.
+        environment_id: an id that Gymnasium has, or one of ours, which is drawn as text.
         act: raw observation -> action in the environment's own units. If it has a `reset`, that is called before each
             episode: a `run.player()` needs it.
-        output: a .gif or .mp4 to write; None: a window, or the terminal for a teaching environment.
+        output: a .gif or .mp4 to write; None: a window, or the terminal for what is drawn as text.
         fps: frames a second; None: the environment's own, else 30.
         seed: of the first episode; the others follow from it.
         max_steps: where an episode is cut that has not ended.
@@ -94,6 +94,8 @@ def made(
             environment = make(render_mode=render_mode, **options)
         elif id in TEACHING:
             environment = TextWorld(id)
+        elif id in GOALS + PLANES:
+            environment = JaxWorld(id, options)
         else:
             environment = gymnasium.make(id, render_mode=render_mode, disable_env_checker=True, **options)
         # On the instance: a window keeps time by it, and the class's belongs to everyone.
@@ -106,7 +108,7 @@ def made(
         raise UsageError(f"'{id}' needs a package that is missing; {advice}") from error
     except gymnasium.error.UnregisteredEnv as error:
         hint = "only what Gymnasium has can be watched"
-        raise unknown("environment", id, {*gymnasium.registry, *TEACHING}, hint) from error
+        raise unknown("environment", id, {*gymnasium.registry, *TEACHING, *GOALS, *PLANES}, hint) from error
     except Exception as error:
         if environment is None:
             raise UsageError(
@@ -181,6 +183,40 @@ class TextWorld(gymnasium.Env):
 
     def draw(self, probabilities: np.ndarray) -> int:
         return int(self.np_random.choice(len(probabilities), p=probabilities))
+
+    def render(self) -> str:
+        return self.world.render_text(self.state)
+
+
+class JaxWorld(gymnasium.Env):
+    """A JAX environment of ours that is no table, stepped from Python and drawn as text."""
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 8}
+    render_mode = "ansi"
+
+    def __init__(self, id: str, options: Mapping[str, Any]):
+        import jax
+
+        from zhixing.environments import make
+
+        adapter: Any = make(id, "jax", **options)
+        self.world, self.params, self.limit = adapter.environment, adapter.params, adapter.max_episode_steps
+        self.observation_space, self.action_space = adapter.observation_space, adapter.action_space
+        self.begin, self.go_on = jax.jit(self.world.reset_env), jax.jit(self.world.step_env)
+
+    def key(self) -> np.ndarray:
+        return self.np_random.integers(2**32, size=2, dtype=np.uint32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        observation, self.state = self.begin(self.key(), self.params)
+        self.steps = 0
+        return observation, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        observation, self.state, reward, terminated, _ = self.go_on(self.key(), self.state, action, self.params)
+        self.steps += 1
+        return observation, float(reward), bool(terminated), self.steps == self.limit, {}
 
     def render(self) -> str:
         return self.world.render_text(self.state)

@@ -23,6 +23,8 @@ ALGORITHMS = {
     "td3": "TD3",
     "sac": "SAC",
     "discrete_sac": "DiscreteSAC",
+    "diayn": "DIAYN",
+    "discrete_diayn": "DiscreteDIAYN",
 }
 
 

@@ -10,6 +10,7 @@ from zhixing.errors import UsageError, unknown
 CLASSIC_CONTROL = ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1", "Acrobot-v1")
 TOY_TEXT = ("FrozenLake-v1", "FrozenLake8x8-v1", "CliffWalking-v1", "CliffWalkingSlippery-v1", "Taxi-v4")
 GOALS = ("zhixing/BitFlipping-v0",)
+PLANES = ("zhixing/Point-v0",)
 TEACHING = ("zhixing/Maze-v0", "zhixing/TreasureLine-v0", "zhixing/TMaze-v0")
 BOX2D = ("LunarLander-v3", "LunarLanderContinuous-v3", "BipedalWalker-v3", "BipedalWalkerHardcore-v3")
 MUJOCO = (
@@ -53,7 +54,7 @@ def make(id: Any, backend: str = "auto", max_episode_steps: int | None = None, *
 
 def best_backend(id: str) -> str:
     """The fastest installed backend that has `id`."""
-    if id in CLASSIC_CONTROL + TOY_TEXT + TEACHING + GOALS or is_gymnax(id):
+    if id in CLASSIC_CONTROL + TOY_TEXT + TEACHING + GOALS + PLANES or is_gymnax(id):
         return "jax"
     if id in BOX2D + MUJOCO and importlib.util.find_spec("envpool"):
         return "envpool"
@@ -80,7 +81,7 @@ def own(thing: Any, max_episode_steps: int | None, options: dict) -> Environment
 
 
 def make_jax(id: str, max_episode_steps: int | None, options: dict) -> Environment:
-    from zhixing.environments import bit_flipping, classic_control, jax_adapter, tabular, teaching
+    from zhixing.environments import bit_flipping, classic_control, jax_adapter, point, tabular, teaching
 
     limit = "own" if max_episode_steps is None else max_episode_steps
     if id in TOY_TEXT:
@@ -89,13 +90,14 @@ def make_jax(id: str, max_episode_steps: int | None, options: dict) -> Environme
         if options.keys() - {"bits"}:
             raise unknown(f"option of {id}", min(options.keys() - {"bits"}), ["bits"])
         return jax_adapter.JaxAdapter(id, bit_flipping.BitFlipping(**options), max_episode_steps=limit)
-    makers: dict[str, Callable] = classic_control.CLASSIC_CONTROL | teaching.TEACHING
+    planes = dict.fromkeys(PLANES, point.Point)
+    makers: dict[str, Callable] = classic_control.CLASSIC_CONTROL | teaching.TEACHING | planes
     if id in makers:
         if options:
             raise UsageError(f"{id} takes no options in its JAX form, not {sorted(options)}; use backend gymnasium")
         return jax_adapter.JaxAdapter(id, makers[id](), max_episode_steps=limit)
     if not is_gymnax(id):
-        raise unknown("JAX environment", id, CLASSIC_CONTROL + TOY_TEXT + TEACHING + GOALS)
+        raise unknown("JAX environment", id, CLASSIC_CONTROL + TOY_TEXT + TEACHING + GOALS + PLANES)
     try:
         import gymnax
     except ImportError:
@@ -114,7 +116,6 @@ def make_gymnasium(id: str, max_episode_steps: int | None, options: dict) -> Env
 
     register_installed(id)
     if ":" not in id and id not in gymnasium.registry:
-        raise unknown(
-            "environment", id, {*gymnasium.registry, *TEACHING, *GOALS}, "`zhixing list environments` shows them"
-        )
+        known = {*gymnasium.registry, *TEACHING, *GOALS, *PLANES}
+        raise unknown("environment", id, known, "`zhixing list environments` shows them")
     return GymnasiumAdapter(id, max_episode_steps, **options)

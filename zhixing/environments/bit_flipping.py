@@ -55,6 +55,10 @@ class BitFlipping(JaxEnvironment):
     def observe(self, state: Bits) -> dict[str, jax.Array]:
         return {OBSERVATION: state.now, ACHIEVED: state.now, DESIRED: state.desired}
 
+    def render_text(self, state: Bits) -> str:
+        """The bits, and below them the pattern."""
+        return "\n".join("".join(map(str, row)) for row in (state.now, state.desired))
+
     def compute_reward(self, achieved: jax.Array, desired: jax.Array, params: Any) -> jax.Array:
         """`achieved`, `desired` [..., n] -> [...] float32: -1, and 0 where the goal is met."""
         return self.compute_terminated(achieved, desired, params).astype(jnp.float32) - 1.0
