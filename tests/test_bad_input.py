@@ -38,7 +38,10 @@ CART_POLE = ("train", "ppo", "CartPole-v1")
     ("line", "message"),
     [
         ("tran ppo CartPole-v1", "unknown command 'tran'; did you mean 'train'?"),
-        ("--quiet train", "unknown command '--quiet'; one of: compare, evaluate, list, plot, resume, train, watch"),
+        (
+            "--quiet train",
+            "unknown command '--quiet'; one of: compare, evaluate, list, plot, resume, skills, train, watch",
+        ),
         ("train", "which algorithm, on what? for example: zhixing train ppo CartPole-v1"),
         ("train --quiet", "which algorithm, on what? for example: zhixing train ppo CartPole-v1"),
         ("train ppo", "which environment? for example: zhixing train ppo CartPole-v1"),

@@ -379,7 +379,7 @@ def test_wrong_ladders(tmp_path, change, message):
 
 
 def test_help_names_the_ladders():
-    assert "Ladders: dqn, td_control." in " ".join(succeed("compare", "--help").split())
+    assert "Ladders: dqn, replay, replay_td3, td_control." in " ".join(succeed("compare", "--help").split())
 
 
 def test_folder_with_the_name_of_a_ladder_does_not_hide_it(tmp_path, monkeypatch):
