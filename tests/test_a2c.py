@@ -1,6 +1,7 @@
 """A2C's gradient against NumPy in float64, its optimisers step by step, and REINFORCE as its limit of long rollouts."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,15 @@ class NumpyLoss:
         return np.array([(above - below) / (2 * h) for above, below in ends])
 
 
+def rollout_gradient(algorithm, state, rollout):
+    """-> the gradient of the loss on `rollout` as its one batch, and its metrics."""
+    batches = algorithm.batches(state, rollout, KEY)
+    batch = jax.tree.map(lambda x: x[0], batches)
+    moments = algorithm.pooled(algorithm.moments(batch), lambda x: x)
+    gradient, metrics = algorithm.gradient(state, algorithm.prepared(batch, moments))
+    return gradient, metrics | algorithm.describe(batches)
+
+
 @pytest.mark.parametrize("spec", [SPEC, CONTINUOUS], ids=["discrete", "continuous"])
 @pytest.mark.parametrize(
     "settings",
@@ -127,7 +137,7 @@ def test_gradient(spec, settings):
     state = shifted_state(algorithm, spec)
     rollout = random_rollout(algorithm, state, spec)
     assert rollout.terminated.any() and rollout.truncated.any()
-    gradient, metrics = jax.jit(algorithm.gradient)(state, rollout)
+    gradient, metrics = jax.jit(partial(rollout_gradient, algorithm))(state, rollout)
 
     loss, parameters = NumpyLoss(algorithm, state.actor_critic, rollout), np.float64(state.actor_critic.parameters)
     assert gradient.shape == parameters.shape
@@ -155,7 +165,7 @@ def test_n_step_returns():
     reward, powers = np.float64(rollout.reward), 0.9 ** np.arange(T + 1)
     returns = np.array([powers[: T - t] @ reward[t:] + powers[T - t] * value[T] for t in range(T)])
 
-    _, metrics = jax.jit(algorithm.gradient)(state, rollout)
+    _, metrics = jax.jit(partial(rollout_gradient, algorithm))(state, rollout)
     np.testing.assert_allclose(metrics["value_loss"], np.square(returns - value[:T]).mean(), rtol=1e-5)
 
 
@@ -193,7 +203,7 @@ def reinforce_with_baseline(algorithm, net, episodes):
 def n_step_gradient(algorithm, state, episodes, n):
     """The mean of A2C's gradients of the rollouts of `n` steps that the episodes are cut into."""
     pieces = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:]), episodes)
-    return jax.jit(jax.vmap(algorithm.gradient, (None, 0)))(state, pieces)[0].mean(0)
+    return jax.jit(jax.vmap(partial(rollout_gradient, algorithm), (None, 0)))(state, pieces)[0].mean(0)
 
 
 def test_reinforce_with_baseline_is_the_limit_of_n():
@@ -221,7 +231,7 @@ def test_reinforce_of_this_library_is_the_limit_of_n(spec):
     algorithm, reinforce = A2C(**settings), Reinforce(**settings)
     state = shifted_state(algorithm, spec)
     rollout = whole_episodes(algorithm, state, spec)
-    gradient, metrics = jax.jit(algorithm.gradient)(state, rollout)
+    gradient, metrics = jax.jit(partial(rollout_gradient, algorithm))(state, rollout)
 
     episodes = Episodes(rollout._replace(next_observation=()), jnp.ones((LENGTH, N)))
     expected, others = jax.jit(jax.grad(reinforce.loss, has_aux=True))(state.actor_critic.net, episodes)
@@ -265,7 +275,7 @@ def test_apply(name, by_definition, epsilon):
     parameters = np.float64(state.actor_critic.parameters)
     generator = np.random.default_rng(0)
     gradients = generator.normal(size=(5, len(parameters))) * np.array([[1.0], [0.01], [0.3], [1e-4], [0.02]])
-    apply = jax.jit(algorithm.apply)
+    apply = jax.jit(partial(algorithm.apply, metrics={}))
     for gradient in gradients:
         state = apply(state, jnp.float32(gradient))
     expected = by_definition(parameters, [clipped(gradient, 0.5) for gradient in gradients], 0.01, epsilon)
@@ -278,7 +288,7 @@ def test_epsilon_is_under_the_root():
     algorithm = A2C(hidden=(4,), optimiser_epsilon=1e-4, learning_rate=1.0)
     state = algorithm.init(KEY, SPEC)
     gradient = jnp.zeros_like(state.actor_critic.parameters).at[0].set(1e-5).at[1].set(2e-5)
-    step = state.actor_critic.parameters - algorithm.apply(state, gradient).actor_critic.parameters
+    step = state.actor_critic.parameters - algorithm.apply(state, gradient, {}).actor_critic.parameters
     np.testing.assert_allclose(step[:3], [1e-3, 2e-3, 0.0], rtol=1e-3)
 
 
@@ -289,7 +299,7 @@ def test_learning_rate_schedule():
     gradient = jax.random.normal(KEY, state.actor_critic.parameters.shape)
     steps = []
     for done in (0, 500):
-        later = algorithm.apply(state._replace(clock=state.clock.tick(steps=done)), gradient)
+        later = algorithm.apply(state._replace(clock=state.clock.tick(steps=done)), gradient, {})
         steps.append(later.actor_critic.parameters - state.actor_critic.parameters)
     np.testing.assert_allclose(steps[1], steps[0] / 2, rtol=1e-3, atol=1e-8)
 
@@ -300,7 +310,7 @@ def test_update_is_gradient_and_apply():
     state = shifted_state(algorithm)
     rollout = random_rollout(algorithm, state)
     before = jax.tree.map(np.array, state)
-    find, apply = jax.jit(algorithm.gradient), jax.jit(algorithm.apply)
+    find, apply = jax.jit(partial(rollout_gradient, algorithm)), jax.jit(partial(algorithm.apply, metrics={}))
     gradient, metrics = find(state, rollout)
     together, same_metrics = jax.jit(algorithm.update)(state, rollout, KEY)
     apart = apply(state, gradient)

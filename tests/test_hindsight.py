@@ -16,9 +16,10 @@ from zhixing import environments
 from zhixing.algorithms.dqn import DQN
 from zhixing.assembly import build_environment, build_loop
 from zhixing.config import from_mapping
-from zhixing.core import Spec
+from zhixing.core import Spec, hyperparameters
+from zhixing.drivers.compiled import CompiledDriver
 from zhixing.environments.bit_flipping import BitFlipping
-from zhixing.environments.goals import Goals, gymnasium_goals
+from zhixing.environments.goals import ACHIEVED, DESIRED, Goals, gymnasium_goals
 from zhixing.environments.gymnasium_adapter import GymnasiumAdapter
 from zhixing.environments.jax_adapter import JaxAdapter
 from zhixing.errors import UsageError
@@ -223,15 +224,58 @@ def test_check(settings, task, message):
         DQN(hindsight="future", **settings).check(replace(SPEC, **task))
 
 
-@pytest.mark.parametrize("name", ["normalize_observation", "scale_reward"])
-def test_goals_as_they_are(name):
-    mapping = {"environment": {"id": "zhixing/BitFlipping-v0", name: True}, "algorithm": {"name": "dqn"}}
+def test_rewards_as_they_are():
+    mapping = {"environment": {"id": "zhixing/BitFlipping-v0", "scale_reward": True}, "algorithm": {"name": "dqn"}}
     mapping["algorithm"]["hindsight"] = "future"
     config = from_mapping(mapping)
-    with pytest.raises(UsageError, match=f"set environment.{name} to false"):
+    with pytest.raises(UsageError, match=r"set environment\.scale_reward to false"):
         build_loop(config, build_environment(config))
     plain = replace(config, algorithm=replace(config.algorithm, hindsight="none"))
     assert build_loop(plain, build_environment(plain)).spec.goals is not None
+
+
+def test_goals_are_normalised_when_they_are_read():
+    """The replay keeps them as they come, so that rewards can be asked for; policy and update see them normalised."""
+    seen = []
+
+    class Numbers(BitFlipping):
+        def observation_space(self, params):
+            return spaces.Dict({name: spaces.Box(0.0, 1.0, (5,)) for name in super().observation_space(params)})
+
+    @hyperparameters
+    class Spy(DQN):
+        def act(self, state, carry, observation, key):
+            jax.debug.callback(lambda x: seen.append(("act", np.asarray(x))), observation[DESIRED])
+            return super().act(state, carry, observation, key)
+
+        def update(self, state, batch, key):
+            observed = batch.next_observation[ACHIEVED], batch.next_observation[DESIRED], batch.reward
+            jax.debug.callback(lambda *x: seen.append(("update", *map(np.asarray, x))), *observed)
+            return super().update(state, batch, key)
+
+    algorithm = Spy(hidden=(4,), learning_starts=64, batch_size=64, hindsight="future", replay_capacity=256)
+    mapping = {"environment": {"normalize_observation": True}}
+    config = from_mapping(mapping | {"algorithm": {"name": "custom"}, "num_environments": 8}, algorithm)
+    environment = build_environment(config, Numbers(bits=5))
+    loop = build_loop(config, environment)
+    driver = CompiledDriver(loop, environment.batch([0], 8), True)
+    run = driver.advance(algorithm, driver.start(algorithm), 24, 1)
+    jax.block_until_ready(run)
+    jax.effects_barrier()
+
+    stored = np.asarray(run.memory.data.next_observation[DESIRED])[0, : 24 * 8]
+    assert set(np.unique(stored)) == {0.0, 1.0}
+    (statistics,) = [state for state in run.transforms if state != ()]
+    low, high = (np.asarray((x - statistics[DESIRED].mean) / np.sqrt(statistics[DESIRED].variance))[0] for x in (0, 1))
+    last = [x for x in seen if x[0] == "act"][-1][1]
+    assert (
+        np.isclose(last, low, atol=0.1).any()
+        and (np.isclose(last, low, atol=0.1) | np.isclose(last, high, atol=0.1)).all()
+    )
+    _, achieved, desired, reward = [x for x in seen if x[0] == "update"][-1]
+    reached = (achieved > 0) == (desired > 0)
+    assert (np.abs(desired) > 0.5).all() and 0 < (reward == 0).sum() < 64
+    np.testing.assert_array_equal(reached.all(-1), reward == 0)
 
 
 # ----------------------------------------------------------------------------------------------------------- the bits

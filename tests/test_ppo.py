@@ -116,6 +116,12 @@ def state_of(algorithm, done=0, beta=None):
     return state if beta is None else state._replace(kl_coefficient=jnp.float32(beta))
 
 
+def loss_of(algorithm, net, batch, state):
+    """The loss of a whole minibatch, its advantages normalised where the settings say so."""
+    moments = algorithm.pooled(algorithm.moments(batch), lambda x: x)
+    return algorithm.loss(net, algorithm.prepared(batch, moments), state)
+
+
 # ---------------------------------------------------------------------------------------------------------------- loss
 
 
@@ -133,7 +139,7 @@ def test_loss(discrete, settings):
     algorithm = PPO(hidden=(4,), **settings)
     net, batch = random_minibatch(discrete)
     beta = settings.get("kl_penalty", 0.0)
-    loss, metrics = algorithm.loss(net, batch, state_of(algorithm))
+    loss, metrics = loss_of(algorithm, net, batch, state_of(algorithm))
     expected = numpy_loss(algorithm, net, batch, beta)
     assert 0 < expected["clip_fraction"] < 1 and expected["kl"] > 0
     assert loss == metrics["loss"] and set(metrics) == set(expected)
@@ -162,7 +168,7 @@ def test_clip_schedule():
     net, batch = random_minibatch()
     algorithm = PPO(hidden=(4,), clip=0.4, clip_schedule="linear", clip_value=True)
     for done, epsilon in ((0, 0.4), (500, 0.2), (900, 0.04)):
-        _, metrics = algorithm.loss(net, batch, state_of(algorithm, done))
+        _, metrics = loss_of(algorithm, net, batch, state_of(algorithm, done))
         expected = numpy_loss(algorithm, net, batch, epsilon=epsilon)
         for name in ("loss", "clip_fraction"):
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-4)
@@ -179,7 +185,7 @@ def test_gradient_is_that_of_finite_differences(settings):
         net, batch = random_minibatch()
         beta = settings.get("kl_penalty", 0.0)
         state = state_of(PPO(hidden=(4,)))._replace(kl_coefficient=jnp.float64(beta))
-        gradient, _ = jax.grad(algorithm.loss, has_aux=True)(net, batch, state)
+        gradient, _ = jax.grad(lambda net: loss_of(algorithm, net, batch, state), has_aux=True)(net)
     logits, values, h = np.asarray(net.distribution.logits), np.asarray(net.values), 1e-6
     assert logits.dtype == values.dtype == np.float64
 
@@ -296,7 +302,9 @@ def test_update(stop_kl):
     pieces = shuffled_minibatches(batch, KEY, 4, 3)
 
     learned, kls = state.actor_critic, []
-    step = jax.jit(lambda learned, piece: learned.minimise(lambda n: algorithm.loss(n, piece, state), optax.sgd(0.3)))
+    step = jax.jit(
+        lambda learned, piece: learned.minimise(lambda n: loss_of(algorithm, n, piece, state), optax.sgd(0.3))
+    )
     for i in range(12):
         new, metrics = step(learned, jax.tree.map(lambda x, i=i: x[i], pieces))
         kls.append(float(metrics["kl"]))
@@ -353,7 +361,9 @@ def test_adaptive_kl_coefficient():
     for i in range(3):
         piece = jax.tree.map(lambda x, i=i: x[i], pieces)
         kl = numpy_kl(piece.extras.policy, learned.net.policy(piece.observation)).mean()
-        learned, _ = learned.minimise(lambda n, p=piece: algorithm.loss(n, p, state), algorithm.optimiser(state.clock))
+        learned, _ = learned.minimise(
+            lambda n, p=piece: loss_of(algorithm, n, p, state), algorithm.optimiser(state.clock)
+        )
     assert kl > 1e-4
 
     update = jax.jit(lambda kl_target: replace(algorithm, kl_target=kl_target).update(state, rollout, KEY)[0])

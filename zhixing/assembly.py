@@ -13,6 +13,7 @@ from zhixing.environments.jax_adapter import JaxAdapter
 from zhixing.environments.transforms import Chain, FrameStack, NormalizeObservation, RescaleAction, ScaleReward, Spaces
 from zhixing.errors import UsageError
 from zhixing.evaluate import Evaluator
+from zhixing.off_policy import OffPolicy
 
 COMPILED_INSTANCES, HOST_INSTANCES = 128, 10  # the most of each seed, in an evaluation
 
@@ -49,15 +50,13 @@ def build_loop(config: Config, environment: Environment) -> Loop:
     chain = Chain(tuple(transforms), Spaces(environment.observation_space, environment.action_space))
     sizes = config.num_environments, config.total_steps, settings.frame_stack, environment.max_episode_steps
     spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes, environment.goals)
-    if getattr(config.algorithm, "hindsight", "none") != "none":
-        for name in ("normalize_observation", "scale_reward"):
-            if getattr(settings, name):
-                raise UsageError(
-                    f"algorithm.hindsight asks the environment for rewards of goals as it gives both; set "
-                    f"environment.{name} to false"
-                )
+    if settings.scale_reward and getattr(config.algorithm, "hindsight", "none") != "none":
+        raise UsageError(
+            "algorithm.hindsight asks the environment for rewards as it gives them; set environment.scale_reward to "
+            "false"
+        )
     config.algorithm.check(spec)
-    return Loop(config.all_seeds, chain, spec)
+    return Loop(config.all_seeds, chain, spec, keeps_observations=isinstance(config.algorithm, OffPolicy))
 
 
 def build_evaluator(config: Config, environment: Environment, loop: Loop, episodes: int) -> Evaluator:

@@ -56,14 +56,21 @@ class Learned(Vector):
         """The network alone, for a target network."""
         return Vector(self.parameters, self.structure)
 
-    def minimise(self, loss: Any, optimiser: optax.GradientTransformation) -> tuple["Learned", dict[str, jax.Array]]:
-        """One gradient step on `loss(net) -> (scalar, metrics)`; the metrics come back with the gradient's norm."""
-
+    def gradient(self, loss: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Of `loss(net) -> (scalar, metrics)`: a vector [P]; the metrics come back with its norm."""
         gradients, metrics = jax.grad(loss, has_aux=True)(self.net)
         gradient = Vector.of(gradients).parameters
+        return gradient, metrics | {"gradient_norm": jnp.linalg.norm(gradient)}
+
+    def step(self, gradient: jax.Array, optimiser: optax.GradientTransformation) -> "Learned":
+        """One step of the optimiser down `gradient` [P]."""
         step, optimiser_state = optimiser.update(gradient, self.optimiser_state, self.parameters)
-        stepped = Vector(optax.apply_updates(self.parameters, step), self.structure)
-        return Learned(stepped, optimiser_state), metrics | {"gradient_norm": jnp.linalg.norm(gradient)}
+        return Learned(Vector(optax.apply_updates(self.parameters, step), self.structure), optimiser_state)
+
+    def minimise(self, loss: Any, optimiser: optax.GradientTransformation) -> tuple["Learned", dict[str, jax.Array]]:
+        """One gradient step on `loss(net) -> (scalar, metrics)`."""
+        gradient, metrics = self.gradient(loss)
+        return self.step(gradient, optimiser), metrics
 
 
 class Unpacked(eqx.Module):

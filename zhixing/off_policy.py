@@ -1,5 +1,6 @@
 """Off-policy learning: the base of the algorithms whose data are minibatches [B] that a replay samples."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -99,7 +100,10 @@ class OffPolicy(Algorithm):
         """-> state, metrics; among these, for prioritised replay, `td_error` [B], the |δ| of each sample."""
         raise NotImplementedError
 
-    def learn(self, state: Any, memory: Replay, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
+    def learn(
+        self, state: Any, memory: Replay, rollout: Transition, key: jax.Array, see: Callable[[Any], Any] = lambda x: x
+    ) -> tuple[Any, Any, dict]:
+        """`see`: what is done to observations [B, ...] of the replay before `update` reads them."""
         memory = memory.add(rollout, self.priority_exponent)
         clock = state.clock.tick(steps=rollout.reward.size)
         state = eqx.tree_at(lambda s: s.clock, state, clock)
@@ -114,6 +118,7 @@ class OffPolicy(Algorithm):
             if replay.hindsight is not None:
                 key = jax.random.fold_in(sample_key, 1)  # what is drawn does not depend on what is then relabelled
                 batch = replay.hindsight.relabel(key, replay, index, batch, self.hindsight_ratio, self.discount)
+            batch = batch._replace(observation=see(batch.observation), next_observation=see(batch.next_observation))
             state, metrics = self.update(state, batch, update_key)
             state = eqx.tree_at(lambda s: s.clock, state, state.clock.tick(updates=1))
             if self.replay != "uniform":

@@ -21,8 +21,9 @@ import numpy as np
 import optax
 
 from zhixing import schedules
-from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing.core import Clock, Spec, Transition, hyperparameters, require_between, require_positive
 from zhixing.errors import UsageError
+from zhixing.gradients import AdvantageLearner
 from zhixing.kfac import Curvature
 from zhixing.learned import Learned, Vector
 from zhixing.networks import Activation, ActorCritic
@@ -36,8 +37,16 @@ class State(NamedTuple):
     curvature: Any = ()  # K-FAC's factors of the Fisher matrix
 
 
+class Batch(NamedTuple):
+    observation: Any  # [T, N, ...]
+    action: Any  # [T, N, ...]
+    advantage: jax.Array  # [T, N], Â
+    value: jax.Array  # [T, N], V(s; θ)
+    target: jax.Array  # [T, N], R
+
+
 @hyperparameters
-class A2C(OnPolicy):
+class A2C(AdvantageLearner):
     """Advantage actor-critic."""
 
     reads_action_mask: ClassVar[bool] = True
@@ -56,7 +65,6 @@ class A2C(OnPolicy):
     gae_lambda: float = 1.0  # λ; 1 is the n-step return
     value_coefficient: float = 0.5  # c₁
     entropy_coefficient: float = 0.0  # c₂
-    normalize_advantage: bool = False  # to mean 0 and standard deviation 1 in each rollout
     optimiser_epsilon: float = 1e-5  # ε of RMSProp and Adam
     max_gradient_norm: float = 0.5  # gradients are scaled down to this norm, but for K-FAC
     max_kl: float = 1e-3  # δ of K-FAC
@@ -89,47 +97,35 @@ class A2C(OnPolicy):
             net, rows = state.actor_critic.net, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout.observation)
             curvature = state.curvature.observe(net, rows, key, self.curvature_decay, self.damping)
             state = state._replace(curvature=curvature)
-        gradient, metrics = self.gradient(state, rollout)
-        return self.apply(state, gradient), metrics
+        return super().update(state, rollout, key)
 
-    def gradient(self, state: State, rollout: Transition) -> tuple[jax.Array, dict]:
-        """`rollout` [T, N] -> the loss's gradient, a vector [P], and metrics."""
+    def batches(self, state: State, rollout: Transition, key: jax.Array) -> Batch:
+        """The rollout as one batch [1, T, N], with its advantages and value targets."""
         net = state.actor_critic.net
         value, next_value = state_values(ActorCritic.value, net, rollout)
         discount = self.discount * rollout.bootstrap
         advantage = generalized_advantages(rollout.reward, discount, rollout.ended, value, next_value, self.gae_lambda)
-        target = advantage + value  # (A2C.2)
+        batch = Batch(rollout.observation, rollout.action, advantage, value, advantage + value)  # (A2C.2)
+        return jax.tree.map(lambda x: x[None], batch)
 
-        gradients, metrics = jax.grad(self.loss, has_aux=True)(net, rollout, advantage, target)
-        gradient = Vector.of(gradients).parameters  # (A2C.4)
-        return gradient, metrics | {
-            "explained_variance": 1 - jnp.var(target - value) / (jnp.var(target) + 1e-8),
-            "value": value.mean(),
-            "gradient_norm": jnp.linalg.norm(gradient),
-        }
+    def gradient(self, state: State, minibatch: Batch) -> tuple[jax.Array, dict]:
+        return state.actor_critic.gradient(lambda net: self.loss(net, minibatch))  # (A2C.4)
 
-    def loss(
-        self, net: ActorCritic, rollout: Transition, advantage: jax.Array, target: jax.Array
-    ) -> tuple[jax.Array, dict]:
-        if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        pi = net.policy(rollout.observation)
-        objective = (advantage * pi.log_prob(rollout.action)).mean()
-        value_loss = jnp.square(target - net.value(rollout.observation)).mean()
+    def loss(self, net: ActorCritic, batch: Batch) -> tuple[jax.Array, dict]:
+        pi = net.policy(batch.observation)
+        objective = (batch.advantage * pi.log_prob(batch.action)).mean()
+        value_loss = jnp.square(batch.target - net.value(batch.observation)).mean()
         entropy = pi.entropy().mean()
         loss = -objective + self.value_coefficient * value_loss - self.entropy_coefficient * entropy  # (A2C.3)
         return loss, {"loss": loss, "objective": objective, "value_loss": value_loss, "entropy": entropy}
 
-    def apply(self, state: State, gradient: jax.Array) -> State:
-        """A step of the optimiser down `gradient` [P], which may come from another copy of the parameters."""
+    def apply(self, state: State, gradient: jax.Array, metrics: dict) -> State:
         learned = state.actor_critic
         if self.optimiser == "kfac":
             vector = Vector(gradient, learned.structure)
             gradient = state.curvature.natural_gradient(vector, self.damping, self.rate(state.clock), self.max_kl)
-        optimiser = self.gradient_transformation(state.clock)
-        step, optimiser_state = optimiser.update(gradient, learned.optimiser_state, learned.parameters)
-        stepped = Vector(learned.parameters + step, learned.structure)  # (A2C.5)
-        return State(Learned(stepped, optimiser_state), state.clock, state.curvature)
+        stepped = learned.step(gradient, self.gradient_transformation(state.clock))  # (A2C.5)
+        return state._replace(actor_critic=stepped)
 
     def policy(self, state: State, observation: jax.Array) -> jax.Array:
         return state.actor_critic.net.policy(observation).mode

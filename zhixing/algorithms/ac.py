@@ -24,7 +24,8 @@ import optax
 from gymnasium import spaces
 
 from zhixing import schedules
-from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing.core import Clock, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing.gradients import GradientLearner
 from zhixing.learned import Learned
 from zhixing.networks import MLP, Activation, ActorCritic, Encoder
 from zhixing.optimisers import clip_by_norm
@@ -39,6 +40,11 @@ class State(NamedTuple):
 class Carry(NamedTuple):
     noise: Any  # of generalised state-dependent exploration
     discount: jax.Array  # [N], γᵗ
+
+
+class Batch(NamedTuple):
+    rollout: Transition  # [T, N]
+    target: jax.Array  # [T, N], y
 
 
 class StateValue(eqx.Module):
@@ -82,7 +88,7 @@ class ActionValue(eqx.Module):
 
 
 @hyperparameters
-class OneStepActorCritic(OnPolicy):
+class OneStepActorCritic(GradientLearner):
     """One-step actor-critic, with the TD error or with Q(s, a)."""
 
     reads_action_mask: ClassVar[bool] = True
@@ -130,23 +136,26 @@ class OneStepActorCritic(OnPolicy):
         action, noise, _ = state.actor.net.act(carry.noise, observation, key)
         return action, Carry(noise, self.discount * carry.discount), carry.discount
 
-    def update(self, state: State, rollout: Transition, key: jax.Array) -> tuple[State, dict]:
+    def batches(self, state: State, rollout: Transition, key: jax.Array) -> Batch:
         actor, critic, successor = state.actor.net, state.critic.net, rollout.next_observation
         after = (successor,) if self.critic == "td" else (successor, actor.policy(successor).sample(key))
         target = rollout.reward + self.discount * rollout.bootstrap * critic(*after)  # (AC.2), (AC.3)
-        estimate = self.estimate(critic, rollout)
-        signal = target - estimate if self.critic == "td" else estimate
+        return jax.tree.map(lambda x: x[None], Batch(rollout, target))
 
-        actor_optimiser, critic_optimiser = self.optimisers(state.clock)
-        learned_critic, of_critic = state.critic.minimise(
-            lambda critic: self.critic_loss(critic, rollout, target), critic_optimiser
-        )
-        learned_actor, of_actor = state.actor.minimise(
-            lambda actor: self.actor_loss(actor, rollout, signal), actor_optimiser
-        )
+    def gradient(self, state: State, minibatch: Batch) -> tuple[Any, dict]:
+        rollout, target = minibatch
+        estimate = self.estimate(state.critic.net, rollout)
+        signal = target - estimate if self.critic == "td" else estimate
+        for_critic, of_critic = state.critic.gradient(lambda critic: self.critic_loss(critic, rollout, target))
+        for_actor, of_actor = state.actor.gradient(lambda actor: self.actor_loss(actor, rollout, signal))
         metrics = of_actor | {f"critic_{name}": value for name, value in of_critic.items()}
         metrics |= {"value": estimate.mean(), "td_error": jnp.abs(target - estimate).mean()}
-        return State(learned_actor, learned_critic, state.clock), metrics
+        return (for_actor, for_critic), metrics
+
+    def apply(self, state: State, gradient: Any, metrics: dict) -> State:
+        actor_optimiser, critic_optimiser = self.optimisers(state.clock)
+        actor, critic = state.actor.step(gradient[0], actor_optimiser), state.critic.step(gradient[1], critic_optimiser)
+        return State(actor, critic, state.clock)
 
     def estimate(self, critic: Any, rollout: Transition) -> jax.Array:
         """V(s) or Q(s, a)."""

@@ -21,8 +21,9 @@ import numpy as np
 import optax
 
 from zhixing import schedules
-from zhixing.core import Clock, OnPolicy, Spec, Transition, hyperparameters, require_between, require_positive
+from zhixing.core import Clock, Spec, Transition, hyperparameters, require_between, require_positive
 from zhixing.errors import UsageError
+from zhixing.gradients import AdvantageLearner
 from zhixing.learned import Learned
 from zhixing.networks import Activation, ActorCritic
 from zhixing.optimisers import clip_by_norm
@@ -32,6 +33,7 @@ from zhixing.returns import generalized_advantages, state_values
 class State(NamedTuple):
     actor_critic: Learned  # π(·|s; θ) and V(s; θ)
     kl_coefficient: jax.Array  # [], β
+    stopped: jax.Array  # [] bool, no more steps on this rollout
     clock: Clock
 
 
@@ -50,7 +52,7 @@ class Minibatch(NamedTuple):
 
 
 @hyperparameters
-class PPO(OnPolicy):
+class PPO(AdvantageLearner):
     """Proximal policy optimisation."""
 
     reads_action_mask: ClassVar[bool] = True
@@ -96,10 +98,12 @@ class PPO(OnPolicy):
         return self.epochs * self.minibatches
 
     def init(self, key: jax.Array, spec: Spec) -> State:
-        net = ActorCritic.create(key, spec, self)
+        return self.start(ActorCritic.create(key, spec, self), spec)
+
+    def start(self, net: Any, spec: Spec) -> State:
         clock = Clock.start(spec)
         beta = 0.0 if self.kl_penalty is None else self.kl_penalty
-        return State(Learned.create(net, self.optimiser(clock)), jnp.float32(beta), clock)
+        return State(Learned.create(net, self.optimiser(clock)), jnp.float32(beta), jnp.bool(False), clock)
 
     def carry(self, spec: Spec, key: jax.Array) -> Any:
         return ActorCritic.carry(key, spec, self)
@@ -108,27 +112,26 @@ class PPO(OnPolicy):
         action, carry, pi = state.actor_critic.net.act(carry, observation, key)
         return action, carry, Acted(pi.log_prob(action), () if self.kl_penalty is None else pi)
 
-    def update(self, state: State, rollout: Transition, key: jax.Array) -> tuple[State, dict]:
-        batch = self.assess(state.actor_critic.net, rollout)  # (PPO.2)
+    def batches(self, state: State, rollout: Transition, key: jax.Array) -> Minibatch:
+        return self.shuffle(self.assess(state.actor_critic.net, rollout), key)  # (PPO.2)
 
-        def step(carry: tuple[Learned, jax.Array], minibatch: Minibatch) -> tuple[tuple[Learned, jax.Array], dict]:
-            learned, stopped = carry
-            new, metrics = learned.minimise(lambda net: self.loss(net, minibatch, state), self.optimiser(state.clock))
-            if self.stop_kl is not None:
-                stopped = stopped | (metrics["kl"] > self.stop_kl)
-                new = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), learned, new)
-            return (new, stopped), metrics
+    def gradient(self, state: State, minibatch: Minibatch) -> tuple[jax.Array, dict]:
+        return state.actor_critic.gradient(lambda net: self.loss(net, minibatch, state))
 
-        minibatches = self.shuffle(batch, key)
-        (learned, _), metrics = jax.lax.scan(step, (state.actor_critic, jnp.bool(False)), minibatches)  # (PPO.6)
+    def apply(self, state: State, gradient: jax.Array, metrics: dict) -> State:  # (PPO.6)
+        learned, stopped = state.actor_critic.step(gradient, self.optimiser(state.clock)), state.stopped
+        if self.stop_kl is not None:
+            stopped = stopped | (metrics["kl"] > self.stop_kl)
+            learned = jax.tree.map(lambda old, new: jnp.where(stopped, old, new), state.actor_critic, learned)
+        return state._replace(actor_critic=learned, stopped=stopped)
 
+    def finish(self, state: State, metrics: dict) -> State:  # (PPO.7)
         beta, kl = state.kl_coefficient, metrics["kl"][-self.minibatches :].mean()
         beta = jnp.where(kl > 1.5 * self.kl_target, 2 * beta, jnp.where(kl < self.kl_target / 1.5, beta / 2, beta))
-        metrics = jax.tree.map(jnp.mean, metrics) | {
-            "explained_variance": 1 - jnp.var(batch.advantage) / (jnp.var(batch.target) + 1e-8),
-            "value": batch.value.mean(),
-        }
-        return State(learned, beta, state.clock), metrics  # (PPO.7)
+        return state._replace(kl_coefficient=beta, stopped=jnp.bool(False))
+
+    def describe(self, minibatches: Minibatch) -> dict:
+        return super().describe(jax.tree.map(lambda x: x[: self.minibatches], minibatches))  # each sample once
 
     def assess(self, net: ActorCritic, rollout: Transition) -> Minibatch:
         """The rollout [T, N] with its advantages and value targets."""
@@ -146,10 +149,6 @@ class PPO(OnPolicy):
         pi = net.policy(batch.observation)
         log_ratio = pi.log_prob(batch.action) - batch.extras.log_prob
         ratio = jnp.exp(log_ratio)  # (PPO.3)
-
-        advantage = batch.advantage
-        if self.normalize_advantage:
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         clipped = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
 
         value = net.value(batch.observation)
@@ -161,7 +160,7 @@ class PPO(OnPolicy):
         # Without a penalty on it an estimate from the actions taken, which is unbiased and never negative.
         kl = ratio - 1 - log_ratio if self.kl_penalty is None else batch.extras.policy.kl(pi)
         terms = {
-            "objective": jnp.minimum(ratio * advantage, clipped * advantage),  # (PPO.4)
+            "objective": jnp.minimum(ratio * batch.advantage, clipped * batch.advantage),  # (PPO.4)
             "value_loss": value_error,  # (PPO.5)
             "entropy": pi.entropy(),
             "kl": kl,

@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from zhixing.algorithms.ppo import PPO, Acted, Minibatch, State, random_orders
-from zhixing.core import Clock, Spec, Transition, hyperparameters, require_positive
+from zhixing.core import Spec, Transition, hyperparameters, require_positive
 from zhixing.errors import UsageError
-from zhixing.learned import Learned
 from zhixing.networks import ActorCritic
 from zhixing.recurrent import Cell, RecurrentActorCritic, empty, remembered_spec
 from zhixing.returns import generalized_advantages
@@ -76,10 +75,7 @@ class RecurrentPPO(PPO):
             )
 
     def init(self, key: jax.Array, spec: Spec) -> State:
-        net = RecurrentActorCritic.create(key, spec, self, self.cell, self.memory_size)
-        clock = Clock.start(spec)
-        beta = 0.0 if self.kl_penalty is None else self.kl_penalty
-        return State(Learned.create(net, self.optimiser(clock)), jnp.float32(beta), clock)
+        return self.start(RecurrentActorCritic.create(key, spec, self, self.cell, self.memory_size), spec)
 
     def carry(self, spec: Spec, key: jax.Array) -> Carry:
         noise = ActorCritic.carry(key, remembered_spec(spec, self.memory_size), self)

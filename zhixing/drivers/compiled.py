@@ -44,14 +44,13 @@ def advance(
     instances = loop.spec.num_environments
 
     def step(learner: Any, run: Run, key: StepKeys) -> tuple[Run, Transition]:
-        decision = loop.act(algorithm, learner, run.carry, run.observation, key.act)
+        decision = loop.act(algorithm, learner, run, key.act)
         environment, timestep = batch.step(run.environment, loop.chain.action(decision[0]), key.environment)
         return loop.absorb(algorithm, run._replace(environment=environment), decision, timestep, key.carry)
 
     def iteration(run: Run, step_keys: StepKeys, learn_key: jax.Array) -> Run:
         run, rollout = jax.lax.scan(partial(step, unpacked(run.learner)), run, step_keys)
-        learner, memory, window = loop.learn(algorithm, run.learner, run.memory, run.window, rollout, learn_key)
-        return run._replace(learner=learner, memory=memory, window=window)
+        return loop.learn(algorithm, run, rollout, learn_key)
 
     # A tabular step takes less time than making its keys: these are made for many iterations at once.
     block = max(1, KEYS_AT_ONCE // rollout_length)

@@ -28,7 +28,7 @@ class HostDriver:
         self._keys = jax.jit(iteration_keys, static_argnames=("rollout_length", "instances"))
         self._act = jax.jit(partial(act, loop))
         self._absorb = jax.jit(partial(absorb, loop), donate_argnames="rollout")
-        self._learn = jax.jit(loop.learn, donate_argnames=("learner", "memory", "window"))
+        self._learn = jax.jit(partial(learn, loop), donate_argnames=("learner", "memory", "window"))
 
     def start(self, algorithm: Algorithm) -> Run:
         """A run that has not made a step."""
@@ -47,7 +47,8 @@ class HostDriver:
         def learn_pending(run: Run) -> Run:
             if pending is None:
                 return run
-            learner, memory, window = self._learn(algorithm, run.learner, run.memory, run.window, *pending)
+            parts = run.learner, run.memory, run.window, run.transforms
+            learner, memory, window = self._learn(algorithm, *parts, *pending)
             return run._replace(learner=learner, memory=memory, window=window)
 
         for _ in range(iterations):
@@ -55,7 +56,7 @@ class HostDriver:
             keys, step = jax.tree.map(np.asarray, keys), step + rollout_length * instances
             rollout = self.empty_rollout(algorithm, rollout_length)
             for t in range(rollout_length):
-                decision, action = self._act(algorithm, run.learner, run.carry, run.observation, keys.act[t])
+                decision, action = self._act(algorithm, run.learner, run._replace(learner=(), memory=()), keys.act[t])
                 action = np.asarray(action)
                 # The policy has answered: what is dispatched from here on is computed beside the environments' step.
                 run, pending = learn_pending(run), None
@@ -74,10 +75,20 @@ class HostDriver:
         return jax.tree.map(lambda x: jnp.zeros((rollout_length, count, *x.shape[1:]), x.dtype), shapes)
 
 
-def act(loop: Loop, algorithm: Algorithm, learner: Any, carry: Any, observation: Any, key: jax.Array) -> Any:
+def act(loop: Loop, algorithm: Algorithm, learner: Any, run: Run, key: jax.Array) -> Any:
     """-> what the policy decided, and its action in the environment's units."""
-    decision = loop.act(algorithm, learner, carry, observation, key)
+    decision = loop.act(algorithm, learner, run, key)
     return decision, loop.chain.action(decision[0])
+
+
+def learn(
+    loop: Loop, algorithm: Algorithm, learner: Any, memory: Any, window: Any, transforms: Any, rollout: Any, key: Any
+) -> tuple[Any, Any, Any]:
+    """`Loop.learn`, of those parts of the run alone that it reads; the first three are consumed."""
+    nothing: Any = ()
+    run = Run(learner, memory, nothing, transforms, nothing, nothing, nothing, nothing, window)
+    run = loop.learn(algorithm, run, rollout, key)
+    return run.learner, run.memory, run.window
 
 
 def absorb(

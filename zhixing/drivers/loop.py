@@ -4,7 +4,8 @@ Everything that a run is lies in one pytree, `Run`: learner, replay, environment
 counters. The functions are pure; every array has the leading axis S of the seeds, but for `Shared` parts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -15,6 +16,7 @@ from gymnasium import spaces
 from zhixing.core import Algorithm, OnPolicy, Spec, Transition
 from zhixing.environments.base import Timestep
 from zhixing.environments.transforms import Chain
+from zhixing.off_policy import OffPolicy
 from zhixing.shared import Shared, over_seeds, seed_axes
 
 
@@ -59,8 +61,14 @@ class Loop:
     """What stays the same through a run: the seeds, the transforms, the task's description."""
 
     seeds: tuple[int, ...]
-    chain: Chain
+    chain: Chain  # as evaluation applies it
     spec: Spec
+    keeps_observations: bool = False  # as they come from the environment: those that a replay holds
+
+    @property
+    def collecting(self) -> Chain:
+        """The chain, as the loop applies it."""
+        return replace(self.chain, wait=self.keeps_observations)
 
     def keys(self) -> tuple[jax.Array, ...]:
         """Keys [S, 2] for the networks, the carry, the environments and the run, each of its seed alone."""
@@ -73,7 +81,7 @@ class Loop:
         init_key, carry_key, _, key = self.keys()
         transforms = jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), self.chain.init(n))
         transforms, observation = over_seeds(
-            lambda state, x: self.chain.reset(state, x, training=True), count, transforms, observation
+            lambda state, x: self.collecting.reset(state, x, training=True), count, transforms, observation
         )
 
         # Shapes first: what a vmap gives back needs its axes said beforehand.
@@ -94,7 +102,7 @@ class Loop:
         """`run` with new episodes everywhere, for environments whose state was not saved."""
         count, n = len(self.seeds), self.spec.num_environments
         transforms, observation = over_seeds(
-            lambda state, x: self.chain.reset(state, x, training=False), count, run.transforms, observation
+            lambda state, x: self.collecting.reset(state, x, training=False), count, run.transforms, observation
         )
         carry = over_seeds(lambda k: algorithm.carry(self.spec, k), count, self.keys()[1])
         episodes = Episodes(jnp.zeros((count, n)), jnp.zeros((count, n), jnp.int32))
@@ -131,10 +139,14 @@ class Loop:
         _, _, metrics = jax.eval_shape(algorithm.learn, learner, memory, example, key)
         return learner, memory, metrics
 
-    def act(self, algorithm: Algorithm, learner: Any, carry: Any, observation: Any, key: jax.Array) -> Any:
+    def act(self, algorithm: Algorithm, learner: Any, run: Run, key: jax.Array) -> Any:
         """-> (action, carry, extras) [S, N, ...] of the behaviour policy; `key` [S, 2]."""
-        arguments = learner, carry, observation, key
-        return over_seeds(algorithm.act, len(self.seeds), *arguments, in_place=not isinstance(algorithm, OnPolicy))
+
+        def one(learner: Any, transforms: Any, carry: Any, observation: Any, key: jax.Array) -> Any:
+            return algorithm.act(learner, carry, self.collecting.see(transforms, observation), key)
+
+        arguments = learner, run.transforms, run.carry, run.observation, key
+        return over_seeds(one, len(self.seeds), *arguments, in_place=not isinstance(algorithm, OnPolicy))
 
     def absorb(
         self, algorithm: Algorithm, run: Run, decision: tuple[Any, Any, Any], timestep: Timestep, key: jax.Array
@@ -144,7 +156,7 @@ class Loop:
         ended = timestep.terminated | timestep.truncated
         episodes, window = count_episodes(run.episodes, run.window, timestep.reward, ended)
         transforms, timestep = over_seeds(
-            lambda state, t: self.chain.step(state, t, training=True), len(self.seeds), run.transforms, timestep
+            lambda state, t: self.collecting.step(state, t, training=True), len(self.seeds), run.transforms, timestep
         )
         transition = Transition(
             run.observation,
@@ -163,15 +175,21 @@ class Loop:
         )
         return run, transition
 
-    def learn(
-        self, algorithm: Algorithm, learner: Any, memory: Any, window: Window, rollout: Transition, key: jax.Array
-    ) -> tuple[Any, Any, Window]:
-        """Learn from `rollout` [T, S, N, ...]; `key` [S, 2] -> learner, memory, window."""
+    def learn(self, algorithm: Algorithm, run: Run, rollout: Transition, key: jax.Array) -> Run:
+        """Learn from `rollout` [T, S, N, ...]; `key` [S, 2]."""
+
+        def one(learner: Any, memory: Any, transforms: Any, rollout: Transition, key: jax.Array) -> Any:
+            if isinstance(algorithm, OffPolicy):
+                return algorithm.learn(learner, memory, rollout, key, partial(self.collecting.see, transforms))
+            return algorithm.learn(learner, memory, rollout, key)
+
+        learner, memory, window = run.learner, run.memory, run.window
         new, memory, metrics = over_seeds(
-            algorithm.learn,
+            one,
             len(self.seeds),
             learner,
             memory,
+            run.transforms,
             jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rollout),
             key,
             out_axes=(seed_axes(learner), seed_axes(memory), 0),
@@ -185,7 +203,7 @@ class Loop:
             first_bad=jnp.where(new_bad, new.clock.steps, window.first_bad),
             learned=Tally(window.learned.iterations + learned),
         )
-        return new, memory, window
+        return run._replace(learner=new, memory=memory, window=window)
 
 
 class StepKeys(NamedTuple):

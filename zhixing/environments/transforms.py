@@ -6,7 +6,7 @@ The same transforms serve compiled and host environments.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
 import jax
@@ -25,6 +25,8 @@ class Spaces(NamedTuple):
 @dataclass(frozen=True)
 class Transform:
     """Base: changes nothing."""
+
+    can_wait: ClassVar[bool] = False  # observations can be kept as they come, and changed when they are read
 
     def spaces(self, inner: Spaces) -> Spaces:
         """The spaces behind the transform, as the algorithm sees them."""
@@ -108,6 +110,8 @@ class NormalizeObservation(Transform):
 
     Of a dictionary, each part that holds numbers; never the mask of the actions.
     """
+
+    can_wait: ClassVar[bool] = True
 
     limit: float = 10.0
 
@@ -221,10 +225,15 @@ class FrameStack(Transform):
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms one after the other, the environment's side first."""
+    """Transforms one after the other, the environment's side first.
+
+    With `wait`, what can wait is left for `see`: a replay keeps observations as they come, and they are read with the
+    statistics of the moment.
+    """
 
     transforms: tuple[Transform, ...]
     environment_spaces: Spaces
+    wait: bool = False
 
     def _inner(self) -> list[Spaces]:
         """What each transform finds on its environment's side, and last what the algorithm sees."""
@@ -252,16 +261,25 @@ class Chain:
     def reset(self, states: tuple, observation: Any, training: bool) -> tuple[tuple, Any]:
         new = []
         for transform, state in zip(self.transforms, states, strict=True):
-            state, observation = transform.reset(state, observation, training)
+            state, seen = transform.reset(state, observation, training)
+            observation = observation if self.wait and transform.can_wait else seen
             new.append(state)
         return tuple(new), observation
 
     def step(self, states: tuple, timestep: Timestep, training: bool) -> tuple[tuple, Timestep]:
         new = []
         for transform, state in zip(self.transforms, states, strict=True):
-            state, timestep = transform.step(state, timestep, training)
+            state, seen = transform.step(state, timestep, training)
+            timestep = timestep if self.wait and transform.can_wait else seen
             new.append(state)
         return tuple(new), timestep
+
+    def see(self, states: tuple, observation: Any) -> Any:
+        """An observation [..., *] for which transforms have waited, as the algorithm reads it."""
+        for transform, state in zip(self.transforms, states, strict=True):
+            if self.wait and transform.can_wait:
+                observation = transform.observe(state, observation)
+        return observation
 
     def observe(self, states: tuple, observation: Any) -> Any:
         for transform, state in zip(self.transforms, states, strict=True):
