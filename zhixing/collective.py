@@ -7,19 +7,19 @@ anybody to share them with: outside `over` there is not, and a mean is what it w
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
-_axis: ContextVar[tuple[str, int] | None] = ContextVar("axis", default=None)
+_axis: ContextVar[tuple[Any, int] | None] = ContextVar("axis", default=None)
 
 T = TypeVar("T")
 
 
 @contextmanager
-def over(name: str, size: int) -> Iterator[None]:
-    """What is traced within it is one of `size` shards, along the axis `name` of a `shard_map` or a `vmap`."""
-    token = _axis.set((name, size))
+def over(names: Any, size: int) -> Iterator[None]:
+    """What is traced within it is one of `size` shards, along the axes `names` of a `shard_map` or a `vmap`."""
+    token = _axis.set((names, size))
     try:
         yield
     finally:

@@ -62,6 +62,18 @@ class StartConfig:
     skill: int | None = None  # None: for each seed the one with the highest return of this task
 
 
+@dataclass(frozen=True)
+class WorkersConfig:
+    """Who shares the work of one run; each has an equal part of its environments."""
+
+    kind: Literal["none", "threads", "ray", "ray_asynchronous", "devices"] = "none"
+    count: int = 1  # W
+    late: int = 0  # D: with "ray", an update does not wait for the slowest so many
+    timeout: float = 300.0  # seconds after which a Ray worker that gives no answer counts as hung
+    restarts: int = 10  # times that Ray workers are replaced, in the whole run
+    ray_address: str | None = None  # of a Ray cluster, "auto" for the one this machine is part of; None: this machine
+
+
 A = TypeVar("A")
 
 
@@ -76,6 +88,7 @@ class Config(Generic[A]):
     seed: int = 0  # the first seed; the others follow it
     seeds: int = 1  # seeds trained side by side
     start: StartConfig = field(default_factory=StartConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     record: RecordConfig = field(default_factory=RecordConfig)
 
@@ -89,6 +102,7 @@ class Config(Generic[A]):
             "total_steps": self.total_steps,
             "num_environments": self.num_environments,
             "seeds": self.seeds,
+            "workers.count": self.workers.count,
             "environment.frame_stack": self.environment.frame_stack,
             "environment.max_episode_steps": self.environment.max_episode_steps,
             "evaluation.every": self.evaluation.every,
@@ -101,6 +115,7 @@ class Config(Generic[A]):
         for name, value in positive.items():
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; it must be 1 or more")
+        self.check_workers()
         if self.start.skill is not None and self.start.run is None:
             raise UsageError("start.skill is given and start.run is not; say which run's skill it is")
         if self.seed < 0:
@@ -114,6 +129,28 @@ class Config(Generic[A]):
             raise UsageError(
                 f"total_steps {self.total_steps} is not a multiple of the {self.num_environments} environments of a "
                 f"seed; use {near}"
+            )
+
+    def check_workers(self) -> None:
+        workers = self.workers
+        for name, least in {"late": 0, "restarts": 0}.items():
+            if getattr(workers, name) < least:
+                raise UsageError(f"workers.{name} is {getattr(workers, name)}; it must be {least} or more")
+        if not workers.timeout > 0:
+            raise UsageError(f"workers.timeout is {workers.timeout}; it must be above 0")
+        if workers.kind == "none" and workers.count > 1:
+            raise UsageError(
+                f"workers.count is {workers.count} and workers.kind is none; say which kind: threads, ray, "
+                "ray_asynchronous or devices"
+            )
+        if workers.late and workers.kind != "ray":
+            raise UsageError(f"workers.late is {workers.late}, which only workers.kind ray knows; set it to 0")
+        if workers.late >= workers.count:
+            raise UsageError(f"workers.late is {workers.late}; it must be below workers.count, {workers.count}")
+        if self.num_environments % workers.count:
+            raise UsageError(
+                f"num_environments {self.num_environments} is no multiple of the {workers.count} workers; use "
+                f"{-(-self.num_environments // workers.count) * workers.count}"
             )
 
 

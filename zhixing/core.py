@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from zhixing import collective
 from zhixing.environments.base import ACTION_MASK
 from zhixing.environments.goals import Goals
 from zhixing.errors import UsageError
@@ -237,7 +238,7 @@ class OnPolicy(Algorithm):
 
     def learn(self, state: Any, memory: Any, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
         state, metrics = self.update(state, rollout, key)
-        clock = state.clock.tick(steps=rollout.reward.size, updates=self.updates_per_iteration)
+        clock = state.clock.tick(steps=rollout.reward.size * collective.size(), updates=self.updates_per_iteration)
         return eqx.tree_at(lambda s: s.clock, state, clock), memory, metrics
 
 

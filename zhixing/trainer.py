@@ -16,12 +16,10 @@ import numpy as np
 
 from zhixing import checkpoint, statistics
 from zhixing import config as configs
-from zhixing.assembly import build_evaluator, build_loop
+from zhixing.assembly import build_driver, build_evaluator, build_loop
 from zhixing.checkpoint import Checkpoints
 from zhixing.config import Config
-from zhixing.drivers.compiled import CompiledDriver
-from zhixing.drivers.host import HostDriver
-from zhixing.drivers.loop import Run, empty_window
+from zhixing.drivers.loop import Driver, Run, empty_window
 from zhixing.environments.base import Environment
 from zhixing.errors import Diverged, Interrupted, UsageError
 from zhixing.evaluate import predicts
@@ -42,7 +40,7 @@ class Trainer:
         self.iteration_steps = self.length * config.num_environments
         self.record_every = self.whole_iterations(config.record.every, 100)
         self.evaluate_every = self.whole_iterations(config.evaluation.every, 20)
-        self.metric_names = sorted(self.loop.shapes(self.algorithm)[2])
+        self.metric_names = self.loop.metric_names(self.algorithm)
 
         self.checkpoints = Checkpoints(directory / "checkpoints", config.record.keep_checkpoints)
         self.step, self.seconds, self.best, self.compile_seconds = 0, 0.0, -np.inf, 0.0
@@ -76,14 +74,11 @@ class Trainer:
         wanted = self.config.total_steps / times if every is None else every
         return int(np.ceil(wanted / self.iteration_steps)) * self.iteration_steps
 
-    def make_driver(self, step: int) -> CompiledDriver | HostDriver:
+    def make_driver(self, step: int) -> Driver:
         seeds = self.loop.seeds
         if step and not self.environment.saves_state:  # new episodes, not those of the beginning once more
             seeds = tuple(int(np.random.SeedSequence((seed, step)).generate_state(1)[0] >> 1) for seed in seeds)
-        batch = self.environment.batch(seeds, self.config.num_environments)
-        if self.environment.compiled:
-            return CompiledDriver(self.loop, batch, self.environment.saves_state)
-        return HostDriver(self.loop, batch)
+        return build_driver(self.config, self.environment, self.loop, seeds, self.directory)
 
     def first_run(self) -> Run:
         """A run that has not made a step."""
@@ -103,7 +98,7 @@ class Trainer:
         clock = run.learner.clock  # the run may go on for longer than it was first told
         total = jax.numpy.int32(self.config.total_steps)
         run = run._replace(learner=run.learner._replace(clock=type(clock)(clock.steps, clock.updates, total)))
-        if self.environment.saves_state:
+        if self.driver.saves_state:
             return run
         return self.driver.restart(
             self.algorithm,
@@ -114,7 +109,7 @@ class Trainer:
 
     def saved(self, run: Run) -> Run:
         """What a checkpoint holds: everything, or everything but the episodes under way."""
-        if self.environment.saves_state:
+        if self.driver.saves_state:
             return run
         nothing: Any = ()
         return run._replace(environment=nothing, observation=nothing, carry=nothing, episodes=nothing)
@@ -244,6 +239,7 @@ class Trainer:
             "compile_seconds": round(self.compile_seconds, 3),
             "steps_per_second": round(self.step * self.config.seeds / self.seconds, 1),
             "evaluation": statistics.summary(played.returns),
+            **self.driver.report(),
             "versions": {name: version(name) for name in ("zhixing", "jax", "gymnasium")},
             "python": platform.python_version(),
             "device": jax.devices()[0].device_kind,
@@ -258,7 +254,7 @@ class Trainer:
         return summary
 
     def close(self) -> None:
-        self.driver.batch.close()
+        self.driver.close()
         self.evaluator.close()
 
 

@@ -5,6 +5,7 @@ that off-policy learning goes on while the environments make their next step; it
 by the policy before the last learning phase. On-policy algorithms wait, and stay exactly on-policy.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,21 +14,56 @@ import jax.numpy as jnp
 import numpy as np
 
 from zhixing.core import Algorithm, Transition
-from zhixing.drivers.loop import Loop, Run, iteration_keys
+from zhixing.drivers.loop import Loop, Run, StepKeys, iteration_keys
 from zhixing.environments.base import Batch
 from zhixing.off_policy import OffPolicy
+
+
+class HostCollector:
+    """Collects rollouts from a batch that is stepped from Python."""
+
+    def __init__(self, loop: Loop, batch: Batch):
+        self.loop, self.batch = loop, batch
+        self._act = jax.jit(partial(act, loop))
+        self._absorb = jax.jit(partial(absorb, loop), donate_argnames="rollout")
+
+    def __call__(
+        self, algorithm: Algorithm, run: Run, keys: StepKeys, meanwhile: Callable[[Run], Run] = lambda run: run
+    ) -> tuple[Run, Transition]:
+        """T steps of the behaviour policy, `keys` [T, S, 2] -> the run after them, the rollout [T, S, N, ...].
+
+        `meanwhile` is called once, when the first action is chosen: what it dispatches is computed beside the
+        environments' steps.
+        """
+        rollout = self.empty(algorithm, len(keys.act))
+        nothing: Any = ()
+        for t in range(len(keys.act)):
+            decision, action = self._act(algorithm, run.learner, run._replace(learner=(), memory=()), keys.act[t])
+            action = np.asarray(action)
+            run = meanwhile(run) if t == 0 else run
+            _, timestep = self.batch.step((), action, None)
+            light = run._replace(learner=nothing, memory=nothing)
+            light, rollout = self._absorb(algorithm, light, decision, timestep, keys.carry[t], rollout, t)
+            run = light._replace(learner=run.learner, memory=run.memory)
+        return run, rollout
+
+    def empty(self, algorithm: Algorithm, rollout_length: int) -> Transition:
+        """Room for a rollout [T, S, N, ...]."""
+        shapes, count = self.loop.example(algorithm), len(self.loop.seeds)
+        return jax.tree.map(lambda x: jnp.zeros((rollout_length, count, *x.shape[1:]), x.dtype), shapes)
 
 
 class HostDriver:
     """Runs a `Loop` whose environments are called from Python. Same interface as the compiled driver."""
 
+    saves_state = False
+
     def __init__(self, loop: Loop, batch: Batch):
         self.loop, self.batch = loop, batch
+        self.collect = HostCollector(loop, batch)
         self._start = jax.jit(loop.start)
         self._restart = jax.jit(loop.restart_episodes)
         self._keys = jax.jit(iteration_keys, static_argnames=("rollout_length", "instances"))
-        self._act = jax.jit(partial(act, loop))
-        self._absorb = jax.jit(partial(absorb, loop), donate_argnames="rollout")
         self._learn = jax.jit(partial(learn, loop), donate_argnames=("learner", "memory", "window"))
 
     def start(self, algorithm: Algorithm) -> Run:
@@ -38,6 +74,13 @@ class HostDriver:
         """`run` with new episodes in every environment."""
         return self._restart(algorithm, run, *self.batch.reset(None))
 
+    def report(self) -> dict:
+        return {}
+
+    def close(self) -> None:
+        """Release the environments."""
+        self.batch.close()
+
     def advance(self, algorithm: Algorithm, run: Run, iterations: int, rollout_length: int) -> Run:
         """`iterations` times collect `rollout_length` steps and learn from them; `run` is consumed."""
         pending: tuple[Transition, Any] | None = None
@@ -45,34 +88,22 @@ class HostDriver:
         step, instances = int(run.learner.clock.steps), self.loop.spec.num_environments
 
         def learn_pending(run: Run) -> Run:
+            nonlocal pending
             if pending is None:
                 return run
             parts = run.learner, run.memory, run.window, run.transforms
             learner, memory, window = self._learn(algorithm, *parts, *pending)
+            pending = None
             return run._replace(learner=learner, memory=memory, window=window)
 
         for _ in range(iterations):
             keys, learn_key = self._keys(run.key, step, rollout_length=rollout_length, instances=instances)
             keys, step = jax.tree.map(np.asarray, keys), step + rollout_length * instances
-            rollout = self.empty_rollout(algorithm, rollout_length)
-            for t in range(rollout_length):
-                decision, action = self._act(algorithm, run.learner, run._replace(learner=(), memory=()), keys.act[t])
-                action = np.asarray(action)
-                # The policy has answered: what is dispatched from here on is computed beside the environments' step.
-                run, pending = learn_pending(run), None
-                _, timestep = self.batch.step((), action, None)
-                light = run._replace(learner=(), memory=())
-                light, rollout = self._absorb(algorithm, light, decision, timestep, keys.carry[t], rollout, t)
-                run = light._replace(learner=run.learner, memory=run.memory)
+            run, rollout = self.collect(algorithm, run, keys, learn_pending)
             pending = rollout, learn_key
             if not overlap:
-                run, pending = learn_pending(run), None
+                run = learn_pending(run)
         return learn_pending(run)
-
-    def empty_rollout(self, algorithm: Algorithm, rollout_length: int) -> Transition:
-        """Room for a rollout [T, S, N, ...]."""
-        shapes, count = self.loop.example(algorithm), len(self.loop.seeds)
-        return jax.tree.map(lambda x: jnp.zeros((rollout_length, count, *x.shape[1:]), x.dtype), shapes)
 
 
 def act(loop: Loop, algorithm: Algorithm, learner: Any, run: Run, key: jax.Array) -> Any:

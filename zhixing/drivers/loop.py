@@ -6,14 +6,14 @@ counters. The functions are pure; every array has the leading axis S of the seed
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import jax
 import jax.numpy as jnp
 from gymnasium import spaces
 
-from zhixing.core import Algorithm, OnPolicy, Spec, Transition
+from zhixing.core import Algorithm, Clock, OnPolicy, Spec, Transition
 from zhixing.environments.base import Timestep
 from zhixing.environments.transforms import Chain
 from zhixing.off_policy import OffPolicy
@@ -56,6 +56,27 @@ class Run(NamedTuple):
     window: Window
 
 
+class Driver(Protocol):
+    """Who puts the parts together: in one program, around Python's environments, with many workers, ..."""
+
+    saves_state: bool  # all that the environments are lies in the run, so that a resumed one is exact
+
+    def start(self, algorithm: Any) -> Run:
+        """A run that has not made a step."""
+
+    def restart(self, algorithm: Any, run: Run) -> Run:
+        """`run` with new episodes in every environment."""
+
+    def advance(self, algorithm: Any, run: Run, iterations: int, rollout_length: int) -> Run:
+        """`iterations` times collect `rollout_length` steps and learn from them; `run` is consumed."""
+
+    def report(self) -> dict[str, Any]:
+        """What the summary says of the workers."""
+
+    def close(self) -> None:
+        """Release the environments."""
+
+
 @dataclass(frozen=True, eq=False)
 class Loop:
     """What stays the same through a run: the seeds, the transforms, the task's description."""
@@ -64,6 +85,7 @@ class Loop:
     chain: Chain  # as evaluation applies it
     spec: Spec
     keeps_observations: bool = False  # as they come from the environment: those that a replay holds
+    driver_metrics: tuple[str, ...] = ()  # what the driver measures besides the algorithm's metrics
 
     @property
     def collecting(self) -> Chain:
@@ -85,7 +107,7 @@ class Loop:
         )
 
         # Shapes first: what a vmap gives back needs its axes said beforehand.
-        learner_shape, memory_shape, metrics_shape = self.shapes(algorithm)
+        learner_shape, memory_shape, _ = self.shapes(algorithm)
         learner = over_seeds(lambda k: algorithm.init(k, self.spec), count, init_key, out_axes=seed_axes(learner_shape))
         carry = over_seeds(lambda k: algorithm.carry(self.spec, k), count, carry_key)
         memory = over_seeds(
@@ -95,7 +117,7 @@ class Loop:
             out_axes=seed_axes(memory_shape),
         )
         episodes = Episodes(jnp.zeros((count, n)), jnp.zeros((count, n), jnp.int32))
-        window = empty_window(count, len(metrics_shape))
+        window = empty_window(count, len(self.metric_names(algorithm)))
         return Run(learner, memory, environment, transforms, observation, carry, key, episodes, window)
 
     def restart_episodes(self, algorithm: Algorithm, run: Run, environment: Any, observation: Any) -> Run:
@@ -138,6 +160,10 @@ class Loop:
         memory = jax.eval_shape(lambda: algorithm.memory(self.spec, example))
         _, _, metrics = jax.eval_shape(algorithm.learn, learner, memory, example, key)
         return learner, memory, metrics
+
+    def metric_names(self, algorithm: Algorithm) -> list[str]:
+        """Of the columns of a window's metrics."""
+        return sorted([*self.shapes(algorithm)[2], *self.driver_metrics])
 
     def act(self, algorithm: Algorithm, learner: Any, run: Run, key: jax.Array) -> Any:
         """-> (action, carry, extras) [S, N, ...] of the behaviour policy; `key` [S, 2]."""
@@ -195,14 +221,7 @@ class Loop:
             out_axes=(seed_axes(learner), seed_axes(memory), 0),
             in_place=not isinstance(algorithm, OnPolicy) or bool(jax.tree.leaves(memory)),
         )
-        values = jnp.stack([metrics[name] for name in sorted(metrics)], axis=-1)  # [S, M]
-        new_bad = (window.first_bad < 0) & ~jnp.isfinite(values)
-        learned = new.clock.updates > learner.clock.updates
-        window = window._replace(
-            metrics=window.metrics + values,
-            first_bad=jnp.where(new_bad, new.clock.steps, window.first_bad),
-            learned=Tally(window.learned.iterations + learned),
-        )
+        window = tally(window, metrics, new.clock, new.clock.updates > learner.clock.updates)
         return run._replace(learner=new, memory=memory, window=window)
 
 
@@ -253,6 +272,17 @@ def empty_window(seeds: int, metrics: int) -> Window:
     first_bad = jnp.full((seeds, metrics), -1, jnp.int32)
     sums = jnp.zeros((seeds, metrics))
     return Window(jnp.zeros(seeds), jnp.zeros(seeds), jnp.zeros(seeds), sums, first_bad, Tally(jnp.int32(0)))
+
+
+def tally(window: Window, metrics: dict, clock: Clock, learned: jax.Array | bool = True) -> Window:
+    """Add the metrics [S] of an iteration; `learned`: whether it made an update."""
+    values = jnp.stack([metrics[name] for name in sorted(metrics)], axis=-1)  # [S, M]
+    new_bad = (window.first_bad < 0) & ~jnp.isfinite(values)
+    return window._replace(
+        metrics=window.metrics + values,
+        first_bad=jnp.where(new_bad, clock.steps, window.first_bad),
+        learned=Tally(window.learned.iterations + learned),
+    )
 
 
 def count_episodes(episodes: Episodes, window: Window, reward: jax.Array, ended: jax.Array) -> tuple[Episodes, Window]:

@@ -5,6 +5,7 @@ apart for every seed. The functions see one seed, [N, ...]; with `training` fals
 The same transforms serve compiled and host environments.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from zhixing import collective
 from zhixing.environments.base import ACTION_MASK, Timestep
 
 
@@ -95,13 +97,42 @@ class Statistics(NamedTuple):
         return cls(jnp.zeros(shape), jnp.ones(shape), jnp.float32(1e-4))
 
     def merge(self, batch: jax.Array) -> "Statistics":
-        """Take in `batch` [N, ...]."""
-        count = self.count + batch.shape[0]
-        delta = batch.mean(0) - self.mean
-        mean = self.mean + delta * (batch.shape[0] / count)
-        weights = self.count / count, batch.shape[0] / count
-        variance = self.variance * weights[0] + batch.var(0) * weights[1] + delta**2 * weights[0] * weights[1]
+        """Take in `batch` [N, ...], and those of the other shards where there are any."""
+        size = batch.shape[0] * collective.size()
+        batch_mean = collective.mean(batch.mean(0))
+        batch_variance = collective.mean(batch.var(0) + jnp.square(batch.mean(0) - batch_mean))
+        count = self.count + size
+        delta = batch_mean - self.mean
+        mean = self.mean + delta * (size / count)
+        weights = self.count / count, size / count
+        variance = self.variance * weights[0] + batch_variance * weights[1] + delta**2 * weights[0] * weights[1]
         return Statistics(mean, variance, count)
+
+
+def union(old: Statistics, parts: Sequence[Statistics]) -> Statistics:
+    """The statistics `old` and of all that each of `parts` has taken in besides; any leading axes."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def wide(count: jax.Array, like: jax.Array) -> jax.Array:
+        return count.reshape(count.shape + (1,) * (like.ndim - count.ndim))
+
+    mean, total, count = old.mean, old.variance * wide(old.count, old.mean), old.count  # total: of squared deviations
+    for part in parts:
+        # What is new in it, by Chan's rule read backwards ...
+        new = part.count - old.count
+        n_new, n_old, n_part = (wide(n, mean) for n in (new, old.count, part.count))
+        safe = jnp.maximum(n_new, 1e-9)
+        new_mean = old.mean + (part.mean - old.mean) * n_part / safe
+        between = jnp.square(new_mean - old.mean) * n_old * n_new / n_part
+        new_total = jnp.maximum(part.variance * n_part - old.variance * n_old - between, 0.0)
+        # ... and then forwards.
+        n = wide(count, mean)
+        delta = jnp.where(n_new > 0, new_mean - mean, 0.0)
+        mean = mean + delta * n_new / (n + n_new)
+        total = total + jnp.where(n_new > 0, new_total, 0.0) + jnp.square(delta) * n * n_new / (n + n_new)
+        count = count + new
+    return Statistics(mean, total / wide(count, mean), count)
 
 
 @dataclass(frozen=True)

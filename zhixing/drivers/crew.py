@@ -1,0 +1,131 @@
+"""Ray workers, and what happens when one of them fails.
+
+A worker that is killed, whose environment raises, or that gives no answer in time is replaced by a new one, with new
+episodes: what is lost is its unfinished rollout. What went wrong is written to `workers.log`, with the worker's index
+and the traceback.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from zhixing.errors import UsageError
+
+
+def start_ray(address: str | None, processes: int) -> Any:
+    """Ray, begun on this machine or joined at `address`; UsageError where it cannot be."""
+    import logging
+    import os
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # it would warn otherwise
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("this needs Ray; pip install 'zhixing[distributed]'") from None
+    if ray.is_initialized():
+        return ray
+    # A machine of its own may have fewer cores than workers: they then share them.
+    own: dict[str, Any] = {"num_cpus": max(processes, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **({} if address else own))
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at {address}: {first_line(error)}; start one with: ray start"
+        ) from None
+    return ray
+
+
+class Crew:
+    """W actors that are asked in parallel.
+
+    Args:
+        make: makes actor number w, in its k-th life.
+        seconds: after which an actor that gives no answer counts as hung.
+        restarts: how often actors may be replaced before the run ends with an error.
+        log: where failures are written; None: nowhere.
+    """
+
+    def __init__(
+        self, ray: Any, make: Callable[[int, int], Any], count: int, seconds: float, restarts: int, log: Path | None
+    ):
+        self.ray, self.make, self.seconds, self.restarts, self.log = ray, make, seconds, restarts, log
+        self.failures = 0
+        self.lives = [0] * count
+        self.actors = [make(worker, 0) for worker in range(count)]
+        self.asked: dict[Any, tuple[int, float]] = {}  # pending call -> worker, when
+
+    def idle(self) -> list[int]:
+        """Who has answered all that was asked."""
+        busy = {worker for worker, _ in self.asked.values()}
+        return [worker for worker in range(len(self.actors)) if worker not in busy]
+
+    def ask(self, worker: int, method: str, *arguments: Any) -> None:
+        """Let `worker` begin with a call; `next_answer` brings what comes of it."""
+        call = getattr(self.actors[worker], method).remote(*arguments)
+        self.asked[call] = worker, time.monotonic()
+
+    def next_answer(self) -> tuple[int, Any]:
+        """-> the next worker that answers, and what; None if it has failed and a new one is in its place."""
+        while True:
+            oldest = min(when for _, when in self.asked.values())
+            remaining = max(0.0, oldest + self.seconds - time.monotonic())
+            ready, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=remaining)
+            if ready:
+                worker, _ = self.asked.pop(ready[0])
+                try:
+                    return worker, self.ray.get(ready[0])
+                except self.ray.exceptions.RayTaskError as error:  # its environment raised, or our own code
+                    self.replace(worker, str(error))
+                except self.ray.exceptions.RayActorError as error:
+                    self.replace(worker, f"its process has ended: {first_line(error)}")
+                return worker, None
+            now = time.monotonic()
+            for call, (worker, when) in list(self.asked.items()):
+                if now - when >= self.seconds:
+                    del self.asked[call]
+                    self.replace(worker, f"no answer in {self.seconds:g} seconds")
+                    return worker, None
+
+    def all(self, workers: Sequence[int], method: str, arguments: Sequence[Any], need: int) -> dict[int, Any]:
+        """Ask all `workers`; the answers of the first `need`. Who fails is left out; the late are busy still."""
+        for worker in workers:
+            self.ask(worker, method, *arguments)
+        answers: dict[int, Any] = {}
+        waiting = set(workers)
+        while waiting and len(answers) < need:
+            worker, answer = self.next_answer()
+            if worker in waiting:  # else one that was late before: too late
+                waiting.remove(worker)
+                if answer is not None:
+                    answers[worker] = answer
+        return answers
+
+    def replace(self, worker: int, why: str) -> None:
+        """A new actor in the place of `worker`; UsageError once there were too many."""
+        self.failures += 1
+        self.lives[worker] += 1
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} worker {worker}: {why.rstrip()}\n")
+        if self.failures > self.restarts:
+            where = f"; {self.log} has the traceback" if self.log else ""
+            raise UsageError(f"worker {worker} failed, after {self.restarts} replacements: {last_line(why)}{where}")
+        self.ray.kill(self.actors[worker])
+        self.actors[worker] = self.make(worker, self.lives[worker])
+
+    def close(self) -> None:
+        """End all actors."""
+        for actor in self.actors:
+            self.ray.kill(actor)
+        self.asked.clear()
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]
