@@ -174,7 +174,7 @@ def measure_products(sizes: list[tuple[int, int, int]]) -> list[float]:
 
     from zhixing import runtime
 
-    runtime.fit_processor(seeds=1)
+    runtime.fit_processor(rows=1)
 
     def repeat(x: jax.Array, w: jax.Array, times: int) -> Any:
         def once(_: Any, carry: tuple) -> tuple:

@@ -7,7 +7,7 @@ from zhixing import runtime
 
 # Before JAX computes: runs in this process and those in processes of their own are compared to the bit, and XLA's
 # settings decide in which order sums are rounded.
-runtime.fit_processor(seeds=1)
+runtime.fit_processor(rows=1)
 
 # The persistent cache would hide that a program compiles twice, and leave files behind.
 jax.config.update("jax_enable_compilation_cache", False)
@@ -27,12 +27,24 @@ ARITHMETIC = (
         "continuous_control",
         "contract",
         "convolution",
+        "distributed",
         "distributions",
         "double_q_learning",
         "dqn",
     ),
     *("emphasis", "features", "frames", "kfac", "n_step_td", "networks", "optimisers", "ppo", "priorities"),
-    *("q_learning", "reinforce", "replay", "returns", "sarsa", "sarsa_lambda", "shared", "transforms", "trpo"),
+    *(
+        "q_learning",
+        "reinforce",
+        "replay",
+        "returns",
+        "sarsa",
+        "sarsa_lambda",
+        "sharded",
+        "shared",
+        "transforms",
+        "trpo",
+    ),
 )
 
 

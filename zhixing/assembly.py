@@ -1,5 +1,6 @@
 """From a `Config` to the parts of a run: environment, transforms, loop, driver."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -108,8 +109,10 @@ def build_crew(config: Config, environment: Environment, seeds: Sequence[int], d
     actor = worker_actor(ray)
     own = environment if config.environment.backend == "own" else None  # others are made anew where the worker is
 
+    packed = ray.cloudpickle.dumps((config, own, tuple(seeds)))
+
     def make(index: int, life: int) -> Any:
-        return actor.remote(config, own, tuple(seeds), index, life)
+        return actor.remote(sys.path, packed, index, life)
 
     log = None if directory is None else directory / "workers.log"
     return Crew(ray, make, workers.count, workers.timeout, workers.restarts, log)

@@ -25,15 +25,16 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def fit_processor(seeds: int) -> None:
+def fit_processor(rows: int) -> None:
     """Settings of XLA for small networks, where the user has made none; call it before JAX computes anything.
 
-    One thread for a single seed: its products are so small that handing them from thread to thread costs more than it
-    gives (PPO on CartPole makes a third more steps with one than with two). With many seeds the second core pays.
+    One thread for a single row, `rows` being the seeds times the workers of this process: its products are so small
+    that handing them from thread to thread costs more than it gives (PPO on CartPole makes a third more steps with one
+    than with two). With many the second core pays.
     Vectors of 512 bits where the processor has them: XLA takes 256 by itself (a tenth more steps). Copies within loops
     only where a finer analysis still asks for them, as XLA does on GPUs by itself (a twenty-fifth).
     """
-    if seeds == 1:
+    if rows == 1:
         os.environ.setdefault("NPROC", "1")
     wanted = {"--xla_cpu_copy_insertion_use_region_analysis": "true"}
     if has_512_bit_vectors():

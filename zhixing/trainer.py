@@ -95,6 +95,7 @@ class Trainer:
         run, metadata = checkpoint.restore(path, self.saved(fresh))
         self.step, self.seconds, self.best = metadata["step"], metadata["seconds"], metadata["best"]
         self.compile_seconds = metadata["compile_seconds"]
+        self.driver.recall(metadata.get("driver", {}))
         clock = run.learner.clock  # the run may go on for longer than it was first told
         total = jax.numpy.int32(self.config.total_steps)
         run = run._replace(learner=run.learner._replace(clock=type(clock)(clock.steps, clock.updates, total)))
@@ -219,6 +220,7 @@ class Trainer:
             "seconds": self.seconds,
             "compile_seconds": self.compile_seconds,
             "best": self.best,
+            "driver": self.driver.report(),
             "config": configs.to_mapping(self.config),
         }
         self.checkpoints.save(self.step, self.saved(self.run), metadata, best)

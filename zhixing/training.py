@@ -56,7 +56,8 @@ def carry_out(
     stopped: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Train, with records and the live view; returns the summary. By default, Ctrl-C and SIGTERM ask for a stop."""
-    runtime.fit_processor(config.seeds)
+    workers = config.workers.count if config.workers.kind in ("threads", "devices") else 1
+    runtime.fit_processor(config.seeds * workers)
     runtime.keep_compiled_programs()
     trainer = Trainer(config, environment, directory, resume)
     try:

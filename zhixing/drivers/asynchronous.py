@@ -24,13 +24,13 @@ from zhixing.core import Algorithm
 from zhixing.drivers.compiled import CompiledCollector
 from zhixing.drivers.halves import Halves
 from zhixing.drivers.host import HostCollector
-from zhixing.drivers.loop import Loop, Run, iteration_keys
+from zhixing.drivers.loop import Driver, Loop, Run, iteration_keys
 from zhixing.drivers.workers import own_key, share, together, worker_loop
 from zhixing.environments.base import Batch
 from zhixing.gradients import GradientLearner
 
 
-class AsynchronousDriver:
+class AsynchronousDriver(Driver):
     """Runs a `Loop` in as many threads as there are batches. Same interface as the compiled driver."""
 
     def __init__(self, loop: Loop, batches: Sequence[Batch], is_compiled: bool, saves_state: bool):
@@ -50,6 +50,10 @@ class AsynchronousDriver:
     def report(self) -> dict:
         """What the summary says of the workers."""
         return staleness_report(self.staleness)
+
+    def recall(self, report: dict) -> None:
+        """What was reported before the run was stopped."""
+        self.staleness = recalled(report)
 
     def reset(self) -> tuple[Any, Any]:
         """New episodes: each worker's state of its environments, and the first observation [S, N, ...]."""
@@ -159,3 +163,8 @@ class Shared:
 def staleness_report(staleness: Counter[int]) -> dict:
     """How many gradients were how stale."""
     return {"staleness": {str(stale): staleness[stale] for stale in sorted(staleness)}}
+
+
+def recalled(report: dict) -> Counter[int]:
+    """The inverse of `staleness_report`."""
+    return Counter({int(stale): count for stale, count in report.get("staleness", {}).items()})

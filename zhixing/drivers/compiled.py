@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from zhixing.core import Algorithm, Transition
-from zhixing.drivers.loop import Loop, Run, StepKeys, iteration_keys
+from zhixing.drivers.loop import Driver, Loop, Run, StepKeys, iteration_keys
 from zhixing.environments.base import Batch
 from zhixing.learned import unpacked
 
 KEYS_AT_ONCE = 64  # steps
 
 
-class CompiledDriver:
+class CompiledDriver(Driver):
     """Runs a `Loop` around a batch that can be traced."""
 
     def __init__(self, loop: Loop, batch: Batch, pure_reset: bool):
@@ -31,9 +31,6 @@ class CompiledDriver:
     def restart(self, algorithm: Algorithm, run: Run) -> Run:
         """`run` with new episodes in every environment."""
         return self._restart(algorithm, run, *self.reset(self.loop.keys()[2]))
-
-    def report(self) -> dict:
-        return {}
 
     def close(self) -> None:
         """Release the environments."""

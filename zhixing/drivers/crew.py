@@ -5,6 +5,7 @@ episodes: what is lost is its unfinished rollout. What went wrong is written to 
 and the traceback.
 """
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from zhixing.errors import UsageError
+
+START_SECONDS = 300.0
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def start_ray(address: str | None, processes: int) -> Any:
@@ -43,7 +47,8 @@ class Crew:
 
     Args:
         make: makes actor number w, in its k-th life.
-        seconds: after which an actor that gives no answer counts as hung.
+        seconds: after which an actor that gives no answer counts as hung; its first answer, for which it begins a
+            process and compiles, may take START_SECONDS more.
         restarts: how often actors may be replaced before the run ends with an error.
         log: where failures are written; None: nowhere.
     """
@@ -55,7 +60,8 @@ class Crew:
         self.failures = 0
         self.lives = [0] * count
         self.actors = [make(worker, 0) for worker in range(count)]
-        self.asked: dict[Any, tuple[int, float]] = {}  # pending call -> worker, when
+        self.asked: dict[Any, tuple[int, float]] = {}  # pending call -> worker, when it counts as hung
+        self.new = set(range(count))  # who has not answered yet
 
     def idle(self) -> list[int]:
         """Who has answered all that was asked."""
@@ -65,26 +71,27 @@ class Crew:
     def ask(self, worker: int, method: str, *arguments: Any) -> None:
         """Let `worker` begin with a call; `next_answer` brings what comes of it."""
         call = getattr(self.actors[worker], method).remote(*arguments)
-        self.asked[call] = worker, time.monotonic()
+        patience = self.seconds + (START_SECONDS if worker in self.new else 0.0)
+        self.asked[call] = worker, time.monotonic() + patience
 
     def next_answer(self) -> tuple[int, Any]:
         """-> the next worker that answers, and what; None if it has failed and a new one is in its place."""
         while True:
-            oldest = min(when for _, when in self.asked.values())
-            remaining = max(0.0, oldest + self.seconds - time.monotonic())
+            remaining = max(0.0, min(end for _, end in self.asked.values()) - time.monotonic())
             ready, _ = self.ray.wait(list(self.asked), num_returns=1, timeout=remaining)
             if ready:
                 worker, _ = self.asked.pop(ready[0])
                 try:
-                    return worker, self.ray.get(ready[0])
+                    answer = self.ray.get(ready[0])
+                    self.new.discard(worker)
+                    return worker, answer
                 except self.ray.exceptions.RayTaskError as error:  # its environment raised, or our own code
                     self.replace(worker, str(error))
                 except self.ray.exceptions.RayActorError as error:
-                    self.replace(worker, f"its process has ended: {first_line(error)}")
+                    self.replace(worker, f"its process has ended: {error}")
                 return worker, None
-            now = time.monotonic()
-            for call, (worker, when) in list(self.asked.items()):
-                if now - when >= self.seconds:
+            for call, (worker, end) in list(self.asked.items()):
+                if time.monotonic() >= end:
                     del self.asked[call]
                     self.replace(worker, f"no answer in {self.seconds:g} seconds")
                     return worker, None
@@ -105,11 +112,13 @@ class Crew:
 
     def replace(self, worker: int, why: str) -> None:
         """A new actor in the place of `worker`; UsageError once there were too many."""
+        why = COLOURS.sub("", why).rstrip()
         self.failures += 1
         self.lives[worker] += 1
+        self.new.add(worker)
         if self.log is not None:
             with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} worker {worker}: {why.rstrip()}\n")
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} worker {worker}: {why}\n")
         if self.failures > self.restarts:
             where = f"; {self.log} has the traceback" if self.log else ""
             raise UsageError(f"worker {worker} failed, after {self.restarts} replacements: {last_line(why)}{where}")

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from zhixing.core import Algorithm, Transition
-from zhixing.drivers.asynchronous import staleness_report
+from zhixing.drivers.asynchronous import recalled, staleness_report
 from zhixing.drivers.compiled import CompiledCollector
 from zhixing.drivers.crew import Crew
 from zhixing.drivers.halves import Halves
 from zhixing.drivers.host import HostCollector
-from zhixing.drivers.loop import Loop, Run, empty_window, iteration_keys, shapes_in
+from zhixing.drivers.loop import Driver, Loop, Run, empty_window, iteration_keys, shapes_in
 from zhixing.drivers.workers import is_statistics, own_key, sum_of, worker_loop
 from zhixing.environments.base import Batch
 from zhixing.environments.transforms import Statistics, union
@@ -44,10 +44,13 @@ class Worker:
         self.collector: Any = (CompiledCollector if compiled else HostCollector)(loop, batch)
         self.halves = Halves(loop)
         self._keys = jax.jit(iteration_keys, static_argnames=("rollout_length", "instances"))
-        run_key = own_key(loop.keys()[3], index)
-        self.key = run_key if life == 0 else own_key(run_key, -life)
-        first = own_key(own_key(loop.keys()[2], index), -life if life else 0)
-        self.run = jax.jit(loop.start)(algorithm, *batch.reset(first))
+
+        def own(key: jax.Array) -> jax.Array:
+            key = own_key(key, index)
+            return own_key(key, 2**31 + life) if life else key
+
+        self.key = own(loop.keys()[3])
+        self.run = jax.jit(loop.start)(algorithm, *batch.reset(own(loop.keys()[2])))
         self.learner_tree = jax.tree.structure(light(self.run.learner))
         self.minibatches: Any = None
 
@@ -98,7 +101,7 @@ class Worker:
         return gradient, metrics, (moments, of_rollout, seen)
 
 
-class Chief:
+class Chief(Driver):
     """What the drivers with a crew have in common: the run, which is whole only here."""
 
     saves_state = False
@@ -106,6 +109,7 @@ class Chief:
     def __init__(self, loop: Loop, crew: Crew):
         self.loop, self.crew, self.workers = loop, crew, len(crew.actors)
         self.part = worker_loop(loop, self.workers)
+        self.before = 0  # workers that were replaced before the run was stopped
         self.halves = Halves(loop)
         self._start = jax.jit(loop.start)
         self._union = jax.jit(union)
@@ -124,7 +128,10 @@ class Chief:
         return run._replace(memory=algorithm.forget_episodes(run.memory))
 
     def report(self) -> dict:
-        return {"workers_replaced": self.crew.failures}
+        return {"workers_replaced": self.before + self.crew.failures}
+
+    def recall(self, report: dict) -> None:
+        self.before = report.get("workers_replaced", 0)
 
     def close(self) -> None:
         """End the workers."""
@@ -238,6 +245,10 @@ class ApplyingAsTheyCome(Averaging):
 
     def report(self) -> dict:
         return super().report() | staleness_report(self.staleness)
+
+    def recall(self, report: dict) -> None:
+        super().recall(report)
+        self.staleness = recalled(report)
 
     def advance(self, algorithm: GradientLearner, run: Run, iterations: int, rollout_length: int) -> Run:
         """`iterations` rollouts of `rollout_length` steps for each worker, by whoever is free; `run` is consumed."""
@@ -374,12 +385,18 @@ def worker_actor(ray: Any) -> Any:
 
     @ray.remote(num_cpus=1, max_restarts=0)
     class RemoteWorker:
-        def __init__(self, config: Any, environment: Any, seeds: Sequence[int], index: int, life: int):
+        def __init__(self, paths: Sequence[str], packed: bytes, index: int, life: int):
+            import sys
+
+            sys.path += [path for path in paths if path not in sys.path]  # where a user's own environment may be
+            from ray import cloudpickle
+
             from zhixing import runtime
             from zhixing.assembly import build_worker
 
             runtime.fit_processor(1)
             runtime.keep_compiled_programs()
+            config, environment, seeds = cloudpickle.loads(packed)
             self.worker = build_worker(config, environment, seeds, index, life)
 
         def collect(self, *arguments: Any) -> Any:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from zhixing.core import Algorithm, Transition
-from zhixing.drivers.loop import Loop, Run, StepKeys, iteration_keys
+from zhixing.drivers.loop import Driver, Loop, Run, StepKeys, iteration_keys
 from zhixing.environments.base import Batch
 from zhixing.off_policy import OffPolicy
 
@@ -53,7 +53,7 @@ class HostCollector:
         return jax.tree.map(lambda x: jnp.zeros((rollout_length, count, *x.shape[1:]), x.dtype), shapes)
 
 
-class HostDriver:
+class HostDriver(Driver):
     """Runs a `Loop` whose environments are called from Python. Same interface as the compiled driver."""
 
     saves_state = False
@@ -73,9 +73,6 @@ class HostDriver:
     def restart(self, algorithm: Algorithm, run: Run) -> Run:
         """`run` with new episodes in every environment."""
         return self._restart(algorithm, run, *self.batch.reset(None))
-
-    def report(self) -> dict:
-        return {}
 
     def close(self) -> None:
         """Release the environments."""

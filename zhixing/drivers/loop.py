@@ -4,9 +4,10 @@ Everything that a run is lies in one pytree, `Run`: learner, replay, environment
 counters. The functions are pure; every array has the leading axis S of the seeds, but for `Shared` parts.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import gymnasium
 import jax
@@ -56,23 +57,31 @@ class Run(NamedTuple):
     window: Window
 
 
-class Driver(Protocol):
+class Driver(ABC):
     """Who puts the parts together: in one program, around Python's environments, with many workers, ..."""
 
     saves_state: bool  # all that the environments are lies in the run, so that a resumed one is exact
 
+    def report(self) -> dict[str, Any]:
+        """What the summary says of the workers."""
+        return {}
+
+    def recall(self, report: dict[str, Any]) -> None:  # noqa: B027 - most have nothing to report
+        """What was reported before the run was stopped."""
+
+    @abstractmethod
     def start(self, algorithm: Any) -> Run:
         """A run that has not made a step."""
 
+    @abstractmethod
     def restart(self, algorithm: Any, run: Run) -> Run:
         """`run` with new episodes in every environment."""
 
+    @abstractmethod
     def advance(self, algorithm: Any, run: Run, iterations: int, rollout_length: int) -> Run:
         """`iterations` times collect `rollout_length` steps and learn from them; `run` is consumed."""
 
-    def report(self) -> dict[str, Any]:
-        """What the summary says of the workers."""
-
+    @abstractmethod
     def close(self) -> None:
         """Release the environments."""
 

@@ -7,6 +7,7 @@ the shards evenly, by `shard_map`, and a device that has several of them runs th
 device computes and what W compute differ by the order of sums alone.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,24 +19,30 @@ from jax.sharding import Mesh, PartitionSpec
 from zhixing import collective
 from zhixing.core import Algorithm
 from zhixing.drivers.compiled import advance
-from zhixing.drivers.loop import Loop, Run, empty_window
+from zhixing.drivers.loop import Driver, Loop, Run, empty_window
 from zhixing.drivers.workers import is_statistics, worker_loop
 from zhixing.environments.base import Batch
 
 DEVICES, BESIDE = "devices", "beside"  # the two axes: across the devices, and side by side on each
 
 
-class ShardedDriver:
+class ShardedDriver(Driver):
     """Runs a `Loop` around a pure batch, in shards. Same interface as the compiled driver."""
 
     saves_state = True
 
-    def __init__(self, loop: Loop, whole: Batch, batch: Batch, shards: int):
-        """`whole`: the batch of all environments, to begin with; `batch`: that of a single shard."""
+    def __init__(
+        self, loop: Loop, whole: Batch, batch: Batch, shards: int, devices: Sequence[jax.Device] | None = None
+    ):
+        """`whole`: the batch of all environments, to begin with; `batch`: that of a single shard.
+
+        `devices`: at most so many share the shards, as many as these can be dealt out to evenly; None: all of them.
+        """
         self.loop, self.shards, self.batch = loop, shards, batch
         self.part = worker_loop(loop, shards)
-        count = max(n for n in range(1, len(jax.devices()) + 1) if shards % n == 0)
-        self.mesh = Mesh(np.array(jax.devices()[:count]), (DEVICES,))
+        devices = devices or jax.devices()
+        count = max(n for n in range(1, len(devices) + 1) if shards % n == 0)
+        self.mesh = Mesh(np.array(devices[:count]), (DEVICES,))
         self._start = jax.jit(lambda algorithm, key: loop.start(algorithm, *whole.reset(key)))
         self._advance = jax.jit(self.program, static_argnames="rollout_length", donate_argnames="run")
 
@@ -49,9 +56,6 @@ class ShardedDriver:
 
     def close(self) -> None:
         """Nothing is held."""
-
-    def report(self) -> dict:
-        return {}
 
     def advance(self, algorithm: Algorithm, run: Run, iterations: int, rollout_length: int) -> Run:
         """`iterations` times collect `rollout_length` steps and learn from them; `run` is consumed."""
