@@ -56,6 +56,10 @@ def rows() -> list[Row]:
             460,
             "487.6 (ACKTR, Stable-Baselines2, 1M steps)",
         ),
+        Row("a3c CartPole-v1 --seeds 3 --workers.count 2", 475, "500 (optimum)"),
+        Row("a3c CartPole-v1 --seeds 3 --workers.count 4", 475, "500 (optimum)"),
+        Row("dppo CartPole-v1 --seeds 3 --workers.count 2", 475, "500 (optimum)"),
+        Row("dppo CartPole-v1 --seeds 3 --workers.count 4", 475, "500 (optimum)"),
         Row("acer CartPole-v1 --seeds 5", 475, "498.6 (Stable-Baselines2)"),
         Row("acer Acrobot-v1 --seeds 5", -92, "-90.9 (Stable-Baselines2)"),
         Row("acer LunarLander-v3 --seeds 5", 180, "185.2 (Stable-Baselines2)"),
@@ -91,6 +95,8 @@ def rows() -> list[Row]:
         Row("td3 InvertedDoublePendulum-v5 --seeds 5", 8400, "9360 (the most there is)"),
         Row("td3 HalfCheetah-v5 --seeds 5", 4500, "5242 (Spinning Up)"),
         Row("sac HalfCheetah-v5 --seeds 5", 5000, "6081 (Spinning Up)"),
+        Row("sac FetchReach-v4 --seeds 5", -2.5, "-1.63 (a scripted controller)"),
+        Row("td3 FetchReach-v4 --seeds 5", -2.5, "-1.63 (a scripted controller)"),
         Row("discrete_sac CartPole-v1 --seeds 5", 475, "500 (optimum)"),
         Row("q_learning CliffWalking-v1 --seeds 5", -13, "-13 (optimum)", exact=True),
         Row("q_learning Taxi-v4 --seeds 5", 7.8, "7.93 (optimum)", exact=True),
@@ -190,6 +196,7 @@ def title(row: Row) -> str:
         "--environment.backend",
         "--environment.options.",
         "--algorithm.",
+        "--workers.",
         "zhixing/",
     ):
         words = words.replace(part, "")

@@ -1,10 +1,16 @@
 """The host driver learns what the compiled one learns, from environments that are stepped from Python."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from commands import kept_programs  # noqa: F401
 
 import zhixing as zx
+from zhixing.assembly import build_environment, build_loop
+from zhixing.config import from_mapping
+from zhixing.drivers.host import HostDriver
+from zhixing.drivers.loop import Loop
 
 pytestmark = pytest.mark.usefixtures("kept_programs")
 
@@ -64,3 +70,18 @@ def test_evaluation_is_the_same_game(runs):
     on_jax = zx.load(folder, environment=zx.make("CartPole-v1", "jax")).evaluate(20)["per_seed"]
     on_gymnasium = host.evaluate(20)["per_seed"]
     np.testing.assert_allclose(on_jax, on_gymnasium, rtol=0.35)
+
+
+def test_algorithm_is_traced_once(monkeypatch):
+    """Not for every rollout: that takes longer than the environments' steps."""
+    traced = []
+    example = Loop.example
+    monkeypatch.setattr(Loop, "example", lambda loop, algorithm: traced.append(1) or example(loop, algorithm))
+    config = from_mapping({"algorithm": {"name": "a2c", "rollout_length": 1, "hidden": [4]}, "num_environments": 2})
+    environment = build_environment(replace(config, environment=replace(config.environment, backend="gymnasium")))
+    driver = HostDriver(build_loop(config, environment), environment.batch([0], 2))
+    run = driver.advance(config.algorithm, driver.start(config.algorithm), 1, 1)
+    traced.clear()
+    driver.advance(config.algorithm, run, 20, 1)
+    driver.close()
+    assert not traced

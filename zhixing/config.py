@@ -70,7 +70,7 @@ class WorkersConfig:
     count: int = 1  # W
     late: int = 0  # D: with "ray", an update does not wait for the slowest so many
     timeout: float = 300.0  # seconds after which a Ray worker that gives no answer counts as hung
-    restarts: int = 10  # times that Ray workers are replaced, in the whole run
+    restarts: int = 10  # times that Ray workers are replaced before the run gives up; counted anew when it is resumed
     ray_address: str | None = None  # of a Ray cluster, "auto" for the one this machine is part of; None: this machine
 
 

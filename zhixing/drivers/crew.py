@@ -96,13 +96,20 @@ class Crew:
                     self.replace(worker, f"no answer in {self.seconds:g} seconds")
                     return worker, None
 
+    def ready(self) -> bool:
+        """Whether there is an answer that nobody has to wait for."""
+        return bool(self.asked) and bool(self.ray.wait(list(self.asked), num_returns=1, timeout=0)[0])
+
     def all(self, workers: Sequence[int], method: str, arguments: Sequence[Any], need: int) -> dict[int, Any]:
-        """Ask all `workers`; the answers of the first `need`. Who fails is left out; the late are busy still."""
+        """Ask all `workers`; the answers of the first `need`, and of who else has answered by then.
+
+        Who fails is left out; the late are busy still.
+        """
         for worker in workers:
             self.ask(worker, method, *arguments)
         answers: dict[int, Any] = {}
         waiting = set(workers)
-        while waiting and len(answers) < need:
+        while waiting and (len(answers) < need or self.ready()):
             worker, answer = self.next_answer()
             if worker in waiting:  # else one that was late before: too late
                 waiting.remove(worker)

@@ -26,6 +26,7 @@ class HostCollector:
         self.loop, self.batch = loop, batch
         self._act = jax.jit(partial(act, loop))
         self._absorb = jax.jit(partial(absorb, loop), donate_argnames="rollout")
+        self._shapes: dict[Any, Transition] = {}  # of a rollout, for each algorithm's settings
 
     def __call__(
         self, algorithm: Algorithm, run: Run, keys: StepKeys, meanwhile: Callable[[Run], Run] = lambda run: run
@@ -49,7 +50,10 @@ class HostCollector:
 
     def empty(self, algorithm: Algorithm, rollout_length: int) -> Transition:
         """Room for a rollout [T, S, N, ...]."""
-        shapes, count = self.loop.example(algorithm), len(self.loop.seeds)
+        settings = jax.tree.structure(algorithm)
+        if settings not in self._shapes:  # tracing the algorithm takes longer than many steps of most environments
+            self._shapes[settings] = self.loop.example(algorithm)
+        shapes, count = self._shapes[settings], len(self.loop.seeds)
         return jax.tree.map(lambda x: jnp.zeros((rollout_length, count, *x.shape[1:]), x.dtype), shapes)
 
 
