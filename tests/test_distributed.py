@@ -309,3 +309,24 @@ def test_killed_chief_resumes(tmp_path):
     assert 0 < at < 40_000
     run = zx.resume(tmp_path / "run", total_steps=at // 500 * 500 + 4_000, quiet=True)
     assert run.step == at // 500 * 500 + 4_000
+
+
+def test_seeds_spread_over_ray_leave_one_run(tmp_path):
+    """As if they had been trained here: the same table, the same networks, a run that goes on."""
+    few = ["--total-steps", "2048", "--num-environments", "4", "--algorithm.rollout-length", "64", "--quiet"]
+    few += ["--algorithm.minibatches", "4", "--evaluation.episodes", "2", "--evaluation.final-episodes", "4"]
+    command = [sys.executable, "-m", "zhixing", "train", "ppo", "CartPole-v1", "--seeds", "3", *few]
+    local = [*command, "--run-dir", tmp_path / "here"]
+    spread = [*command, "--ray-address", "local", "--workers.count", "2", "--run-dir", tmp_path / "spread"]
+    for words in (local, spread):
+        subprocess.run(words, check=True)
+    here, there = (zx.load(tmp_path / name) for name in ("here", "spread"))
+    assert here.loop.seeds == there.loop.seeds == (0, 1, 2)
+    assert there.step == 2048 and there.config.workers.kind == "none"
+    of_both = (np.asarray(run._learner.actor_critic.parameters) for run in (here, there))
+    np.testing.assert_allclose(*of_both, atol=1e-3)
+    for name in ("step", "seed", "evaluation/length"):
+        np.testing.assert_allclose(here.metrics[name], there.metrics[name], rtol=0.2)
+    assert len(there.summary["evaluation"]["per_seed"]) == 3
+    assert sorted(path.name for path in (tmp_path / "spread" / "parts").iterdir()) == ["0-1", "2-2"]
+    assert zx.resume(tmp_path / "spread", total_steps=4096, quiet=True).step == 4096

@@ -144,7 +144,7 @@ def check_workers(config: Config, environment: Environment) -> None:
         )
     if config.workers.late and not isinstance(algorithm, GradientLearner):
         raise UsageError(f"{name} learns from all workers' rollouts together; set workers.late to 0")
-    if kind != "none" and getattr(algorithm, "optimiser", None) == "kfac":
+    if kind not in ("none", "seeds") and getattr(algorithm, "optimiser", None) == "kfac":
         raise UsageError("algorithm.optimiser kfac looks at all samples in one place; set workers.kind to none")
 
 

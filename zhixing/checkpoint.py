@@ -67,13 +67,19 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """-> arrays by name, metadata. UsageError for what is damaged or no checkpoint of ours."""
     try:
         data = path.read_bytes()
-        arrays = safetensors.numpy.load(data)
-        (length,) = struct.unpack("<Q", data[:8])
-        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint at {path}; give a run's folder or one of its checkpoints") from None
     except OSError as error:
         raise UsageError(f"the checkpoint {path} cannot be read: {error.strerror}") from None
+    return parse(data, path)
+
+
+def parse(data: bytes, path: Path | str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """What `read` gives, of a checkpoint's bytes; `path` is what errors call it."""
+    try:
+        arrays = safetensors.numpy.load(data)
+        (length,) = struct.unpack("<Q", data[:8])
+        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
     except Exception as error:  # whatever a parser makes of arbitrary bytes
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(f"{path} is damaged or no checkpoint ({reason}); use another one of the run") from None

@@ -64,10 +64,10 @@ class StartConfig:
 
 @dataclass(frozen=True)
 class WorkersConfig:
-    """Who shares the work of one run; each has an equal part of its environments."""
+    """Who shares the work of one run: each has an equal part of its environments, or with "seeds" of its seeds."""
 
-    kind: Literal["none", "threads", "ray", "ray_asynchronous", "devices"] = "none"
-    count: int = 1  # W
+    kind: Literal["none", "threads", "ray", "ray_asynchronous", "devices", "seeds"] = "none"
+    count: int = 1  # W; with "seeds", 1 is as many as Ray has cores
     late: int = 0  # D: with "ray", an update does not wait for the slowest so many
     timeout: float = 300.0  # seconds after which a Ray worker that gives no answer counts as hung
     restarts: int = 10  # times that Ray workers are replaced before the run gives up; counted anew when it is resumed
@@ -141,13 +141,16 @@ class Config(Generic[A]):
         if workers.kind == "none" and workers.count > 1:
             raise UsageError(
                 f"workers.count is {workers.count} and workers.kind is none; say which kind: threads, ray, "
-                "ray_asynchronous or devices"
+                "ray_asynchronous, devices or seeds"
             )
         if workers.late and workers.kind != "ray":
             raise UsageError(f"workers.late is {workers.late}, which only workers.kind ray knows; set it to 0")
         if workers.late >= workers.count:
             raise UsageError(f"workers.late is {workers.late}; it must be below workers.count, {workers.count}")
-        if self.num_environments % workers.count:
+        if workers.kind == "seeds":
+            if workers.count > self.seeds:
+                raise UsageError(f"workers.count is {workers.count}, more than the {self.seeds} seeds; lower it")
+        elif self.num_environments % workers.count:
             raise UsageError(
                 f"num_environments {self.num_environments} is no multiple of the {workers.count} workers; use "
                 f"{-(-self.num_environments // workers.count) * workers.count}"

@@ -45,6 +45,7 @@ def read_flags(words: Sequence[str], config: Config) -> dict[str, Any]:
     """
     if words and not words[0].startswith("--"):
         raise UsageError(f"'{words[0]}' is no setting; settings are given as --name value")
+    words = with_ray_address(words, config)
     types = setting_types(config)
     flags = {f"--{name.replace('_', '-')}": name for name in types if name != OPTIONS}
     settings: dict[str, Any] = {}
@@ -65,6 +66,16 @@ def read_flags(words: Sequence[str], config: Config) -> dict[str, Any]:
             value = read(types[name], word, flag)
         put(settings, name.split("."), value)
     return settings
+
+
+def with_ray_address(words: Sequence[str], config: Config) -> Sequence[str]:
+    """`--ray-address A` is `--workers.ray-address A`; where nobody shares the work of the run, its seeds are spread."""
+    short = [word for word in words if word.split("=")[0] == "--ray-address"]
+    if not short:
+        return words
+    spread = config.workers.kind == "none" and not any(word.startswith("--workers.kind") for word in words)
+    long = [word.replace("--ray-address", "--workers.ray-address", 1) if word in short else word for word in words]
+    return [*long, "--workers.kind", "seeds"] if spread else long
 
 
 def single(flag: str, values: Sequence[str]) -> str:

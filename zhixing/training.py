@@ -56,6 +56,10 @@ def carry_out(
     stopped: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Train, with records and the live view; returns the summary. By default, Ctrl-C and SIGTERM ask for a stop."""
+    if config.workers.kind == "seeds":
+        from zhixing.fan_out import fan_out
+
+        return fan_out(config, environment, directory, quiet)
     workers = config.workers.count if config.workers.kind in ("threads", "devices") else 1
     runtime.fit_processor(config.seeds * workers)
     runtime.keep_compiled_programs()
