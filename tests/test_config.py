@@ -127,7 +127,7 @@ def test_merge_is_deep_and_later_wins():
 # ------------------------------------------------------------------------------------------------------------ sizes
 
 POSITIVE = [
-    "total_steps", "num_environments", "seeds",
+    "total_steps", "num_environments", "seeds", "workers.count",
     "environment.frame_stack", "environment.max_episode_steps",
     "evaluation.every", "evaluation.episodes", "evaluation.final_episodes", "evaluation.max_steps",
     "record.every", "record.keep_checkpoints",
@@ -148,7 +148,8 @@ def test_sizes_of_a_run_must_be_positive(name, value):
 
 def test_every_whole_number_of_the_settings_is_checked():
     whole = {name for name, kind in setting_types(made()).items() if "int" in str(kind) and "algorithm" not in name}
-    assert whole == {*POSITIVE, "seed", "start.skill"}  # which skills there are, the run of start.run says
+    # Which skills there are, the run of start.run says; the two others may be 0.
+    assert whole == {*POSITIVE, "seed", "start.skill", "workers.late", "workers.restarts"}
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,38 @@ def test_every_whole_number_of_the_settings_is_checked():
 )
 def test_sizes_that_do_not_fit(settings, message):
     assert refusal(made(**settings).check) == message
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [
+        ({"kind": "ray", "restarts": -1}, "workers.restarts is -1; it must be 0 or more"),
+        ({"kind": "ray", "late": -1}, "workers.late is -1; it must be 0 or more"),
+        ({"kind": "ray", "timeout": 0}, "workers.timeout is 0.0; it must be above 0"),
+        (
+            {"kind": "threads", "count": 2, "late": 1},
+            "workers.late is 1, which only workers.kind ray knows; set it to 0",
+        ),
+        ({"kind": "ray", "count": 2, "late": 2}, "workers.late is 2; it must be below workers.count, 2"),
+        ({"kind": "ray", "count": 3}, "num_environments 4 is no multiple of the 3 workers; use 6"),
+        ({"kind": "seeds", "count": 3}, "workers.count is 3, more than the 1 seeds; lower it"),
+        (
+            {"count": 2},
+            "workers.count is 2 and workers.kind is none; say which kind: threads, ray, ray_asynchronous, devices or "
+            "seeds",
+        ),
+    ],
+)
+def test_workers_that_do_not_fit(workers, message):
+    assert refusal(made(num_environments=4, workers=workers).check) == message
+
+
+def test_ray_address_spreads_the_seeds_where_nobody_shares_the_work():
+    spread = {"workers": {"ray_address": "auto", "kind": "seeds"}}
+    assert flags("--ray-address auto") == flags("--ray-address=auto") == spread
+    assert flags("--ray-address auto --workers.kind ray") == {"workers": {"ray_address": "auto", "kind": "ray"}}
+    mapping = {"algorithm": {"name": "dppo"}, "workers": {"kind": "ray"}}
+    assert read_flags(["--ray-address", "auto"], config.from_mapping(mapping)) == {"workers": {"ray_address": "auto"}}
 
 
 # Counts that may be 0, and numbers of any sign.

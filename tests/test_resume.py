@@ -21,10 +21,9 @@ from commands import (
     table,
     write_settings,
 )
-from probes import STRUCTURES
+from probes import OWN, STRUCTURES
 
 from zhixing import checkpoint, training
-from zhixing.algorithms import ALGORITHMS
 from zhixing.config import from_mapping
 from zhixing.errors import Interrupted
 
@@ -82,7 +81,7 @@ def stop_at_look(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(training, "stop_signals", signals)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", OWN)
 def test_run_stopped_twice_resumes_to_the_bit(name, uninterrupted, tmp_path, monkeypatch):
     expected, folder = uninterrupted(name), tmp_path / "run"
     config = from_mapping(long_settings(name))
