@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import refused
 
 import zhixing as zx
 from zhixing.algorithms.a2c import A2C
@@ -309,6 +310,13 @@ def test_killed_chief_resumes(tmp_path):
     assert 0 < at < 40_000
     run = zx.resume(tmp_path / "run", total_steps=at // 500 * 500 + 4_000, quiet=True)
     assert run.step == at // 500 * 500 + 4_000
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
+def test_cluster_that_does_not_answer(address, tmp_path):
+    words = ["train", "ppo", "CartPole-v1", "--workers.kind", "ray", "--ray-address", address]
+    error = refused(*words, "--run-dir", tmp_path / "run")
+    assert error == f"no Ray cluster answers at {address}; start one with: ray start --head"
 
 
 def test_seeds_spread_over_ray_leave_one_run(tmp_path):

@@ -6,6 +6,7 @@ and the traceback.
 """
 
 import re
+import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -31,15 +32,25 @@ def start_ray(address: str | None, processes: int) -> Any:
         raise UsageError("this needs Ray; pip install 'zhixing[distributed]'") from None
     if ray.is_initialized():
         return ray
+    require_answer(address)
     # A machine of its own may have fewer cores than workers: they then share them.
     own: dict[str, Any] = {"num_cpus": max(processes, os.cpu_count() or 1), "include_dashboard": False}
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **({} if address else own))
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(
-            f"no Ray cluster answers at {address}: {first_line(error)}; start one with: ray start"
-        ) from None
+    except (ConnectionError, ValueError, RuntimeError):
+        raise UsageError(f"no Ray cluster answers at {address}; start one with: ray start --head") from None
     return ray
+
+
+def require_answer(address: str | None) -> None:
+    """Raise UsageError where nobody answers at "host:port": Ray would try for minutes, and then end the process."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5.0).close()
+    except (OSError, ValueError):
+        raise UsageError(f"no Ray cluster answers at {address}; start one with: ray start --head") from None
 
 
 class Crew:
@@ -137,10 +148,6 @@ class Crew:
         for actor in self.actors:
             self.ray.kill(actor)
         self.asked.clear()
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def last_line(text: str) -> str:
