@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import ray
 from commands import refused
 
 import zhixing as zx
@@ -314,6 +315,7 @@ def test_killed_chief_resumes(tmp_path):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
 def test_cluster_that_does_not_answer(address, tmp_path):
+    ray.shutdown()  # what an earlier test has begun would be joined
     words = ["train", "ppo", "CartPole-v1", "--workers.kind", "ray", "--ray-address", address]
     error = refused(*words, "--run-dir", tmp_path / "run")
     assert error == f"no Ray cluster answers at {address}; start one with: ray start --head"

@@ -189,16 +189,18 @@ def test_steps_are_averages_of_natural_gradients():
     action = jax.random.randint(KEY, (6, 4), 0, 4)
     rollout = Transition(observation, action, observation[..., 0], observation, flags, flags)
     update, find, apply = jax.jit(algorithm.update), jax.jit(algorithm.gradient), jax.jit(algorithm.apply)
+    batches = jax.jit(algorithm.batches)
 
     curvature = state.curvature.observe(state.actor_critic.net, observation.reshape(24, 3), KEY, 0.99, 0.01)
     average = 0.0
     for step in range(1, 4):
         vector = state.actor_critic.frozen
-        gradient, _ = find(state, rollout)
+        minibatch = jax.tree.map(lambda x: x[0], batches(state, rollout, KEY))
+        gradient, metrics = find(state, minibatch)
         natural = curvature.natural_gradient(Vector(gradient, vector.structure), 0.01, 0.3, 1e-3)
         average = 0.9 * average + 0.1 * np.float64(natural)
         expected = vector.parameters - 0.3 * average / (1 - 0.9**step)
-        state = update(state, rollout, KEY)[0] if step == 1 else apply(state, gradient)
+        state = update(state, rollout, KEY)[0] if step == 1 else apply(state, gradient, metrics)
         np.testing.assert_allclose(state.actor_critic.parameters, expected, rtol=1e-4, atol=1e-5)
         assert np.abs(state.actor_critic.parameters - vector.parameters).max() > 1e-3
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), state.curvature, curvature)
