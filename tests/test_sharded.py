@@ -1,6 +1,7 @@
 """Several devices: what they compute is what one device computes, up to the order of sums."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from commands import refused
 
-from zhixing import collective
+from zhixing import collective, records
+from zhixing import config as configs
 from zhixing.algorithms.a2c import A2C
 from zhixing.algorithms.ppo import PPO
 from zhixing.assembly import build_environment, build_loop
@@ -20,6 +23,7 @@ from zhixing.drivers.sharded import ShardedDriver
 from zhixing.environments.transforms import Statistics, union
 from zhixing.errors import UsageError
 from zhixing.gradients import Moments
+from zhixing.training import train_config
 
 SHARDS, N, T = 8, 16, 32
 
@@ -71,6 +75,53 @@ def test_eight_devices_are_one():
     folder = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | {"XLA_FLAGS": flags}, check=False)
     assert done.returncode == 0
+
+
+def on_hosts(folder, *words):
+    """Give the command in two processes that are hosts with two devices each; the exit codes and what they printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    hosts = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "zhixing", *map(str, words)],
+            env=os.environ | flags | hosts | {"JAX_PROCESS_ID": str(index)},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=240) for process in processes]
+    return [process.returncode for process in processes], said
+
+
+def test_two_hosts_are_one(tmp_path):
+    """A run begun and resumed on two hosts is that of one process: only the first keeps a folder."""
+    words = "ppo CartPole-v1 --workers.kind devices --workers.count 4 --num-environments 8 --seeds 2"
+    words += " --algorithm.rollout-length 16 --algorithm.minibatches 2 --algorithm.epochs 2 --total-steps 256"
+    words += " --algorithm.learning-rate-schedule constant --algorithm.clip-schedule constant"
+    words += " --evaluation.episodes 2 --evaluation.final-episodes 2 --record.tensorboard False --run-dir run"
+    codes, said = on_hosts(tmp_path, "train", *words.split())
+    assert codes == [0, 0], said
+    assert "evaluation over 2" in said[0][0] and "evaluation" not in said[1][0]
+    codes, said = on_hosts(tmp_path, "resume", "run", "--total-steps", 512)
+    assert codes == [0, 0] and os.listdir(tmp_path) == ["run"], said
+
+    alone = train_config(from_mapping(configs.load_run(tmp_path / "run")), run_dir=tmp_path / "alone", quiet=True)[0]
+    tables = [records.read_metrics(folder) for folder in (tmp_path / "run", alone)]
+    for name in ("train/value", "train/loss", "episode/return", "evaluation/return"):
+        ends = [table[name][table["step"] == 512] for table in tables]
+        np.testing.assert_allclose(*ends, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_hosts_that_do_not_meet(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "127.0.0.1:1")
+    error = refused("train", "ppo", "CartPole-v1", "--run-dir", tmp_path / "run")
+    assert error.startswith("a run on several hosts needs JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID")
 
 
 def test_one_shard_is_no_shards():

@@ -1,7 +1,11 @@
-"""How JAX is set up before it computes anything: the cache of compiled programs, and the threads."""
+"""How JAX is set up before it computes anything: the cache of compiled programs, the threads, the other hosts."""
 
 import os
 from pathlib import Path
+
+from zhixing.errors import UsageError
+
+HOSTS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def cache_directory() -> Path:
@@ -23,6 +27,29 @@ def keep_compiled_programs() -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_directory()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def join_hosts() -> int:
+    """The number of this process among those that make one run; 0 where it is alone.
+
+    The same command is given on every host, with the variables HOSTS: the first host's "address:port", how many
+    processes there are, and which of them this one is. Raises UsageError where some are missing or nobody answers.
+    """
+    import jax
+
+    given = {name: os.environ[name] for name in HOSTS if os.environ.get(name)}
+    if jax.distributed.is_initialized():
+        return jax.process_index()
+    if not given:
+        return 0  # without asking JAX, which would begin with the settings that it has so far
+    if len(given) < len(HOSTS) or not all(given[name].isdecimal() for name in HOSTS[1:]):
+        raise UsageError(f"a run on several hosts needs {', '.join(HOSTS)}: an address:port and two numbers")
+    address, count, index = (given[name] for name in HOSTS)
+    try:
+        jax.distributed.initialize(address, int(count), int(index), initialization_timeout=120)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"the hosts of the run do not find each other at {address}: {str(error)[:200]}") from None
+    return jax.process_index()
 
 
 def fit_processor(rows: int) -> None:

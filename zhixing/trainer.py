@@ -132,7 +132,8 @@ class Trainer:
             at_mark = self.step in (mark, total)
             evaluate = self.step % self.evaluate_every == 0 or self.step == total
             improved = self.row(records, view, evaluate) if at_mark else False
-            if stopped() and self.step < total:
+            piece, stop = self.driver.agreed(piece, stopped())
+            if stop and self.step < total:
                 self.save(improved)
                 raise Interrupted(f"stopped at step {self.step} and saved; go on with: zhixing resume {self.directory}")
             if evaluate or time.perf_counter() - saved_at > self.config.record.checkpoint_seconds:

@@ -4,6 +4,9 @@ A run folder holds `config.yaml` (complete, rerunnable), `metrics.csv`, `tensorb
 run is over, `summary.json`.
 """
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -60,6 +63,8 @@ def carry_out(
         from zhixing.fan_out import fan_out
 
         return fan_out(config, environment, directory, quiet)
+    follows = runtime.join_hosts() > 0
+    check_hosts(config)
     workers = config.workers.count if config.workers.kind in ("threads", "devices") else 1
     runtime.fit_processor(config.seeds * workers)
     runtime.keep_compiled_programs()
@@ -70,7 +75,7 @@ def carry_out(
         # A row of step 0 stays only if its checkpoint was written.
         resume_step = (trainer.step if trainer.begun else -1) if resume else None
         records = Records(directory, trainer.loop.seeds, trainer.columns(), resume_step, config.record.tensorboard)
-        view = LiveView(title, described(trainer), config.total_steps, quiet)
+        view = LiveView(title, described(trainer), config.total_steps, quiet or follows)
         with records, view, nullcontext(stopped) if stopped else stop_signals() as stopped:
             for problem in trainer.problems:
                 view.message(f"passed over a checkpoint: {problem}")
@@ -81,11 +86,30 @@ def carry_out(
         trainer.close()
 
 
+def check_hosts(config: Config) -> None:
+    """Raise UsageError for a run on several hosts that is not split between their devices."""
+    import jax
+
+    if jax.distributed.is_initialized() and jax.process_count() > 1 and config.workers.kind != "devices":
+        raise UsageError(
+            f"a run on {jax.process_count()} hosts needs --workers.kind devices; unset {runtime.HOSTS[0]} for one host"
+        )
+
+
 def new_directory(run_dir: str | Path | None, config: Config) -> Path:
     """The folder of a new run, made; UsageError where that cannot be."""
+    if runtime.join_hosts() > 0:
+        return follower_directory()
     directory = writable_directory(run_dir, configs.to_mapping(config)["algorithm"]["name"], config)
     if any((directory / name).exists() for name in ("config.yaml", "metrics.csv", "checkpoints")):
         raise UsageError(f"{directory} already holds a run; resume it, or name another folder with --run-dir")
+    return directory
+
+
+def follower_directory() -> Path:
+    """Where a process writes whose run another one keeps; gone when it ends."""
+    directory = Path(tempfile.mkdtemp(prefix="zhixing-"))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
     return directory
 
 
@@ -120,6 +144,7 @@ def made_directory(name: str, config: Config) -> Path:
 
 def train_config(config: Config, run_dir: str | Path | None = None, quiet: bool = False) -> tuple[Path, dict[str, Any]]:
     """A new run of `config` -> its folder and its summary."""
+    runtime.join_hosts()
     environment = build_environment(config)
     config = with_environment(config, environment)
     check(config, environment)
@@ -169,6 +194,7 @@ def train(
 
     Raises UsageError for what does not fit, Interrupted when stopped, Diverged when a loss is no longer finite.
     """
+    runtime.join_hosts()
     own = None if isinstance(algorithm, str) else algorithm
     if own is not None and "algorithm" in settings:
         raise UsageError(f"algorithm={settings['algorithm']} comes besides an object; give the settings to the object")
@@ -200,6 +226,8 @@ def resume_directory(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Go on with the run in `directory`; returns its summary."""
+    if runtime.join_hosts() > 0:
+        shutil.copytree(directory, directory := follower_directory(), dirs_exist_ok=True)
     config = configs.from_mapping(configs.load_run(directory), algorithm)
     if total_steps is not None:
         config = replace(config, total_steps=total_steps)

@@ -69,6 +69,10 @@ class Driver(ABC):
     def recall(self, report: dict[str, Any]) -> None:  # noqa: B027 - most have nothing to report
         """What was reported before the run was stopped."""
 
+    def agreed(self, iterations: int, stop: bool) -> tuple[int, bool]:
+        """How many iterations come next and whether to stop, where several processes have to do the same."""
+        return iterations, stop
+
     @abstractmethod
     def start(self, algorithm: Any) -> Run:
         """A run that has not made a step."""

@@ -5,6 +5,8 @@ computes the gradients of its part of each minibatch; `collective.mean` makes on
 statistics, one learner. So the run is defined by the number of its shards and not by that of the devices: these share
 the shards evenly, by `shard_map`, and a device that has several of them runs them side by side, by `vmap`. What one
 device computes and what W compute differ by the order of sums alone.
+
+On several hosts the same program runs in a process on each, around copies of the same run.
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from zhixing import collective
 from zhixing.core import Algorithm
@@ -22,6 +25,7 @@ from zhixing.drivers.compiled import advance
 from zhixing.drivers.loop import Driver, Loop, Run, empty_window
 from zhixing.drivers.workers import is_statistics, worker_loop
 from zhixing.environments.base import Batch
+from zhixing.errors import UsageError
 
 DEVICES, BESIDE = "devices", "beside"  # the two axes: across the devices, and side by side on each
 
@@ -43,8 +47,16 @@ class ShardedDriver(Driver):
         devices = devices or jax.devices()
         count = max(n for n in range(1, len(devices) + 1) if shards % n == 0)
         self.mesh = Mesh(np.array(devices[:count]), (DEVICES,))
+        self.hosts = jax.process_count()
+        if self.hosts > 1 and count < len(devices):
+            raise UsageError(
+                f"workers.count is {shards} and the hosts have {len(devices)} devices; take a multiple of these"
+            )
         self._start = jax.jit(lambda algorithm, key: loop.start(algorithm, *whole.reset(key)))
-        self._advance = jax.jit(self.program, static_argnames="rollout_length", donate_argnames="run")
+        everywhere = NamedSharding(self.mesh, PartitionSpec()) if self.hosts > 1 else None
+        self._advance = jax.jit(
+            self.program, static_argnames="rollout_length", donate_argnames="run", out_shardings=everywhere
+        )
 
     def start(self, algorithm: Algorithm) -> Run:
         """A run that has not made a step: the same as without shards."""
@@ -59,7 +71,18 @@ class ShardedDriver(Driver):
 
     def advance(self, algorithm: Algorithm, run: Run, iterations: int, rollout_length: int) -> Run:
         """`iterations` times collect `rollout_length` steps and learn from them; `run` is consumed."""
-        return self._advance(algorithm, run, jnp.int32(iterations), rollout_length=rollout_length)
+        if self.hosts == 1:
+            return self._advance(algorithm, run, jnp.int32(iterations), rollout_length=rollout_length)
+        run = multihost_utils.host_local_array_to_global_array(run, self.mesh, PartitionSpec())
+        run = self._advance(algorithm, run, np.int32(iterations), rollout_length=rollout_length)
+        return multihost_utils.global_array_to_host_local_array(run, self.mesh, PartitionSpec())
+
+    def agreed(self, iterations: int, stop: bool) -> tuple[int, bool]:
+        """What the first process says: the clocks of the others run differently."""
+        if self.hosts == 1:
+            return iterations, stop
+        iterations, stop = multihost_utils.broadcast_one_to_all((np.int32(iterations), np.bool_(stop)))
+        return int(iterations), bool(stop)
 
     def program(self, algorithm: Algorithm, run: Run, iterations: jax.Array, rollout_length: int) -> Run:
         """The whole of it, with the shards' parts of the run along a first axis."""
