@@ -53,15 +53,29 @@ KINDS = {"a3c": "threads", "dppo": "ray"}
 def rate(algorithm: str, task: str, workers: int, iterations: int) -> float:
     """Samples per second in the second half of a run."""
     environment, settings = TASKS[task]
-    folder = Path(tempfile.mkdtemp())
-    steps = iterations * INSTANCES * LENGTH
     own: dict[str, Any] = {"rollout_length": LENGTH, "hidden": [64, 64]}
     own |= {"epochs": 4, "minibatches": 4} if algorithm == "dppo" else {"learning_rate_schedule": "constant"}
+    return samples(algorithm, environment, settings, own, workers, iterations, INSTANCES)
+
+
+def round_seconds(workers: int) -> float:
+    """Of one minibatch of DPPO where next to nothing is computed: parameters out, gradients in, a step."""
+    epochs, minibatches, instances, length = 8, 8, 4, 16
+    own = {"rollout_length": length, "hidden": [64, 64], "epochs": epochs, "minibatches": minibatches}
+    rate = samples("dppo", "CartPole-v1", {}, own, workers, 24, instances)
+    return instances * length / rate / (epochs * minibatches)
+
+
+def samples(
+    algorithm: str, environment: Any, settings: dict, own: dict, workers: int, iterations: int, instances: int
+) -> float:
+    folder = Path(tempfile.mkdtemp())
+    steps = iterations * instances * own["rollout_length"]
     zx.train(
         algorithm,
         environment,
         total_steps=steps,
-        num_environments=INSTANCES,
+        num_environments=instances,
         run_dir=folder / "run",
         quiet=True,
         workers={"kind": KINDS[algorithm], "count": workers},
@@ -125,9 +139,11 @@ def main() -> None:
             results.append({"task": task, "algorithm": algorithm, "one": one, "two": two, "ratio": ratio})
             print(f"{task}, {algorithm}: {one:.0f} -> {two:.0f} samples/s, {ratio:.2f} times", flush=True)
     sizes = message_sizes()
+    rounds = {w: float(np.median([round_seconds(w) for _ in range(own.turns)])) for w in (1, 2, 4)}
+    print({w: f"{1000 * seconds:.2f} ms" for w, seconds in rounds.items()}, flush=True)
     machine = f"{os.cpu_count()} cores, {platform.machine()}"
     (HERE / "scaling.json").write_text(
-        json.dumps({"machine": machine, "rates": results, "bytes": sizes}, indent=1) + "\n"
+        json.dumps({"machine": machine, "rates": results, "bytes": sizes, "round_seconds": rounds}, indent=1) + "\n"
     )
     lines = [
         "# Two workers beside one",
@@ -141,6 +157,10 @@ def main() -> None:
         "| what goes over the wire (64 x 64 units, HalfCheetah-v5) | bytes |",
         "|---|---|",
         *(f"| {name} | {size} |" for name, size in sizes.items()),
+        "",
+        "| workers | one round of DPPO with almost nothing to compute, ms |",
+        "|---|---|",
+        *(f"| {workers} | {1000 * seconds:.2f} |" for workers, seconds in rounds.items()),
     ]
     (HERE / "scaling.md").write_text("\n".join(lines) + "\n")
 

@@ -40,8 +40,8 @@ SEEDS = 16
 SECTIONS = (*PEERED, "limit", "seeds", "replay")
 
 
-def in_process(threads: int, what: str, **arguments: Any) -> Any:
-    """Run one of the functions of `speed_sides` in a new process with that many threads."""
+def in_process(threads: int, what: str, program: str = __file__, **arguments: Any) -> Any:
+    """Run one of the functions of `speed_sides` in a new process of `program` with that many threads."""
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),  # PyTorch
         "NPROC": str(threads),  # JAX; XLA's own flag --xla_cpu_multi_thread_eigen leaves a second core in use
@@ -50,7 +50,7 @@ def in_process(threads: int, what: str, **arguments: Any) -> Any:
     }
     if what == "peer":
         arguments["threads"] = threads
-    command = [sys.executable, __file__, "--measure", what, json.dumps(arguments)]
+    command = [sys.executable, program, "--measure", what, json.dumps(arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"speed: the measurement {what} {arguments} failed:\n{done.stderr}")
