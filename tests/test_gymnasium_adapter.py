@@ -116,7 +116,7 @@ def test_rows_depend_on_their_own_seed_alone_and_reset_repeats():
         for action in actions:
             _, timestep = together.step((), action, None)
             _, timestep_alone = alone.step((), action[row : row + 1], None)
-            for value, value_alone in zip(timestep, timestep_alone, strict=True):
+            for value, value_alone in zip(timestep[:5], timestep_alone[:5], strict=True):
                 np.testing.assert_array_equal(value[row], value_alone[0])
         trajectories.append(first)
     np.testing.assert_array_equal(trajectories[0], trajectories[2])

@@ -25,7 +25,9 @@ class EnvironmentConfig:
     """Which environment, and what is done to its observations and rewards."""
 
     id: str = "CartPole-v1"
-    backend: Literal["auto", "jax", "envpool", "gymnasium", "own"] = "auto"  # auto: the fastest that is installed
+    backend: Literal["auto", "jax", "envpool", "gymnasium", "pettingzoo", "own"] = (
+        "auto"  # auto: the fastest that is installed
+    )
     max_episode_steps: int | None = None  # cut episodes there; None: the environment's own limit
     normalize_observation: bool = False  # by the running mean and standard deviation
     scale_reward: bool = False  # by the running standard deviation of the discounted return; in training only

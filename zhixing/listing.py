@@ -28,16 +28,19 @@ def algorithms() -> list[str]:
 
 
 def environment_ids() -> list[str]:
-    missing = {name: importlib.util.find_spec(name) is None for name in ("envpool", "gymnax")}
-    note = {name: f"; not installed: pip install 'zhixing[{name}]'" if missing[name] else "" for name in missing}
+    extras = {"envpool": "envpool", "gymnax": "gymnax", "mpe2": "marl"}
+    missing = {name: importlib.util.find_spec(name) is None for name in extras}
+    note = {name: f"; not installed: pip install 'zhixing[{extras[name]}]'" if missing[name] else "" for name in extras}
     return [
         f"compiled, in JAX: {', '.join(environments.CLASSIC_CONTROL)}",
         f"compiled tables: {', '.join(environments.TOY_TEXT + environments.TEACHING)}",
         f"compiled, with goals: {', '.join(environments.GOALS)}; for skills: {', '.join(environments.PLANES)}",
+        f"compiled, of several agents: {', '.join(environments.PARTICLES)}",
         f"compiled, gymnax: Breakout-MinAtar, Asterix-MinAtar, SpaceInvaders-MinAtar, Catch-bsuite, …{note['gymnax']}",
         f"compiled, EnvPool: {', '.join(environments.BOX2D + environments.MUJOCO)}, and with "
         f"--environment.backend envpool whatever it has{note['envpool']}",
         "from Python: whatever is registered in Gymnasium; your own class with zhixing.train(…, MyEnvironment)",
+        f"from Python, of several agents: mpe2's and PettingZoo's, by their modules' names{note['mpe2']}",
     ]
 
 

@@ -16,14 +16,23 @@ from zhixing.environments.goals import Goals
 ACTION_MASK = "action_mask"  # the part of a dictionary observation that says which actions are allowed
 
 
+class AgentSteps(NamedTuple):
+    """What a step brought to each of A agents, in the order of `Environment.agents`."""
+
+    reward: Any  # [S, N, A] float32
+    terminated: Any  # [S, N, A] bool: the agent's own task ended here, no value follows for it
+    active: Any  # [S, N, A] bool: it acted; false from the step after its own end to that of the episode
+
+
 class Timestep(NamedTuple):
     """What one step of a batch returns. Leading axes [S, N]: seeds, environments of one seed."""
 
     observation: Any  # [S, N, ...] to act on next: the first of the new episode where the old one ended
     next_observation: Any  # [S, N, ...] the true successor, never the reset one
-    reward: Any  # [S, N] float32
-    terminated: Any  # [S, N] bool: the task ended here, no value follows
+    reward: Any  # [S, N] float32; of several agents the mean of theirs
+    terminated: Any  # [S, N] bool: the task ended here, no value follows; of several agents: for every one of them
     truncated: Any  # [S, N] bool: cut off here (time limit), the value of the successor still counts
+    agents: Any = ()  # AgentSteps, where there are several agents
 
 
 class Environment(ABC):
@@ -31,10 +40,11 @@ class Environment(ABC):
 
     Attributes:
         id: the name it was made by.
-        backend: "jax", "envpool" or "gymnasium".
-        observation_space, action_space: Gymnasium spaces of a single instance.
+        backend: "jax", "envpool", "gymnasium" or "pettingzoo".
+        observation_space, action_space: Gymnasium spaces of a single instance; of several agents a Dict by their names.
         max_episode_steps: where an episode is truncated; None if never.
         goals: what a goal environment says of its goals; None for any other.
+        agents: the names of the agents, where there are several; () for a single one.
     """
 
     backend: ClassVar[str]
@@ -46,6 +56,7 @@ class Environment(ABC):
     action_space: gymnasium.Space
     max_episode_steps: int | None
     goals: Goals | None = None
+    agents: tuple[str, ...] = ()
 
     @abstractmethod
     def batch(self, seeds: Sequence[int], num_environments: int) -> "Batch":

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zhixing.environments.base import Batch, Environment, Timestep
+from zhixing.environments.base import AgentSteps, Batch, Environment, Timestep
 from zhixing.environments.goals import jax_goals
 from zhixing.errors import UsageError
 
@@ -101,6 +101,7 @@ class JaxAdapter(Environment):
         self.params = getattr(environment, "default_params", ()) if params is None else params
         self.observation_space = _gymnasium_space(id, environment.observation_space, self.params)
         self.action_space = _gymnasium_space(id, environment.action_space, self.params)
+        self.agents = tuple(getattr(environment, "agents", ()))
         self.goals = jax_goals(environment, self.observation_space, self.params)
         own = max_episode_steps == "own"
         if own:
@@ -121,6 +122,7 @@ class JaxBatch(Batch):
     def __init__(self, adapter: JaxAdapter, num_environments: int):
         self.environment = adapter.environment
         self.params = adapter.params
+        self.agents = adapter.agents
         self.num_environments = num_environments
         self.limit = None if adapter.cuts_itself else adapter.max_episode_steps
         self.cuts_itself = adapter.cuts_itself
@@ -133,9 +135,9 @@ class JaxBatch(Batch):
 
     def step(self, state: Episode, action: jax.Array, key: jax.Array) -> tuple[Episode, Timestep]:
         keys = self._instance_keys(key, 0)
-        observation, inner, next_observation, reward, terminated, truncated = jax.vmap(jax.vmap(self._step_instance))(
-            keys, state.environment, action
-        )
+        observation, inner, next_observation, reward, terminated, truncated, agents = jax.vmap(
+            jax.vmap(self._step_instance)
+        )(keys, state.environment, action)
         ended_by_environment = terminated | truncated
         steps = None
         if self.limit is not None:
@@ -153,24 +155,31 @@ class JaxBatch(Batch):
                 lambda old: old,
                 (observation, inner),
             )
-        return Episode(inner, steps), Timestep(observation, next_observation, reward, terminated, truncated)
+        return Episode(inner, steps), Timestep(observation, next_observation, reward, terminated, truncated, agents)
 
     def _step_instance(self, key: jax.Array, inner: Any, action: jax.Array) -> tuple:
-        """One instance -> observation, state (new ones where it resets itself), true successor, reward, two ends."""
+        """One instance -> observation and state (new ones if it resets itself), successor, reward, ends, agents."""
         if self.resets_itself:
             observation, inner, reward, terminated, truncated, info = self.environment.step(
                 key, inner, action, self.params
             )
             next_observation = info["final_observation"]
         else:
-            observation, inner, reward, terminated, _ = self.environment.step_env(key, inner, action, self.params)
+            observation, inner, reward, terminated, info = self.environment.step_env(key, inner, action, self.params)
             truncated = self.environment.is_truncated(inner, self.params) if self.cuts_itself else False
             next_observation = observation
+        reward, terminated = jnp.asarray(reward, jnp.float32), jnp.asarray(terminated, bool)
+        agents: Any = ()
+        if self.agents:  # what is each one's own, and of that what counts for the episode
+            own_end = jnp.broadcast_to(info.get("terminated", terminated), reward.shape)
+            agents = AgentSteps(reward, own_end, jnp.broadcast_to(info.get("active", True), reward.shape))
+            reward = reward.mean()
         return (
             *_strong((observation, inner, next_observation)),
-            jnp.asarray(reward, jnp.float32),
-            jnp.asarray(terminated, bool),
+            reward,
+            terminated,
             jnp.asarray(truncated, bool),
+            agents,
         )
 
     def _new_episodes(self, key: jax.Array) -> tuple[Any, Any]:

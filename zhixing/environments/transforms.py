@@ -218,7 +218,11 @@ class ScaleReward(Transform):
         discounted_return = self.discount * state.discounted_return + timestep.reward
         ended = timestep.terminated | timestep.truncated
         state = RewardState(state.statistics.merge(discounted_return), jnp.where(ended, 0.0, discounted_return))
-        return state, timestep._replace(reward=self.reward(state, timestep.reward))
+        timestep = timestep._replace(reward=self.reward(state, timestep.reward))
+        if timestep.agents:
+            agents = timestep.agents._replace(reward=self.reward(state, timestep.agents.reward))
+            timestep = timestep._replace(agents=agents)
+        return state, timestep
 
     def reward(self, state: RewardState, reward: jax.Array) -> jax.Array:
         return jnp.clip(reward * jax.lax.rsqrt(state.statistics.variance + 1e-8), -self.limit, self.limit)
