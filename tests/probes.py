@@ -14,16 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from gymnasium import spaces
 
+from zhixing import environments
+from zhixing.agents import Agents, StackAgents
 from zhixing.algorithms import ALGORITHMS, algorithm_class
 from zhixing.core import Algorithm, Clock, Episodic, OnPolicy, Spec, Transition, hyperparameters
 from zhixing.drivers.compiled import CompiledDriver
 from zhixing.drivers.host import HostDriver
 from zhixing.drivers.loop import Loop, Run
 from zhixing.environments.base import Environment
-from zhixing.environments.classic_control import CLASSIC_CONTROL
 from zhixing.environments.jax_adapter import JaxAdapter, JaxEnvironment
-from zhixing.environments.teaching import TEACHING
-from zhixing.environments.transforms import Chain, RescaleAction, Spaces
+from zhixing.environments.transforms import Chain, RescaleAction, Spaces, Transform
 from zhixing.errors import UsageError
 from zhixing.shared import over_seeds
 
@@ -149,6 +149,35 @@ class ContinuousProbeEnvironment(JaxEnvironment):
         return state, state, -jnp.square(action - state).sum(), True, {}
 
 
+class OneOfMany:
+    """An environment with one agent as one with several, of whom there is one. It resets by itself."""
+
+    agents = ("agent_0",)
+
+    def __init__(self, inner: Any):
+        self.inner, self.max_episode_steps = inner, inner.max_episode_steps
+        self.observations = jnp.asarray(inner.observations)[:, None]  # as an algorithm sees them, [states, A, d]
+
+    def observation_space(self, params: Any) -> spaces.Space:
+        return spaces.Dict(agent_0=self.inner.observation_space(params))
+
+    def action_space(self, params: Any) -> spaces.Space:
+        return spaces.Dict(agent_0=self.inner.action_space(params))
+
+    def begin(self, key: jax.Array, probe: jax.Array) -> tuple[Any, Any]:
+        observation, state = self.inner.begin(key, probe)
+        return {"agent_0": observation}, state
+
+    def reset(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        observation, state = self.inner.reset(key, params)
+        return {"agent_0": observation}, state
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        observation, state, reward, *ends, info = self.inner.step(key, state, action["agent_0"], params)
+        last = {"agent_0": info["final_observation"]}
+        return {"agent_0": observation}, state, jnp.stack([reward]), *ends, {"final_observation": last}
+
+
 # ------------------------------------------------------------------------------- how an algorithm is run on a task
 
 # Of these an algorithm takes those that it has. A new algorithm that needs others gets a line in SETTINGS.
@@ -199,6 +228,11 @@ SETTINGS = {
     "discrete_sac": SOFT,
     "diayn": SOFT,
     "discrete_diayn": SOFT,
+    # tanh: a rectified unit whose input is 0 up to rounding, as where nothing is seen, may learn or not.
+    "mappo": {"rollout_length": 16, "minibatches": 2, "activation": "tanh"},
+    "recurrent_mappo": {"rollout_length": 16, "minibatches": 2, "memory_size": 16, "activation": "tanh"},
+    "ippo": {"rollout_length": 16, "minibatches": 2, "activation": "tanh"},
+    "maddpg": CONTINUOUS_CONTROL | {"hidden": (64, 64)},
 }
 TOTAL_STEPS = {
     "q_learning": 1_000,
@@ -219,6 +253,10 @@ TOTAL_STEPS = {
     "td3": 6_000,
     "sac": 6_000,
     "discrete_sac": 4_000,
+    "mappo": 8_000,
+    "recurrent_mappo": 8_000,
+    "ippo": 8_000,
+    "maddpg": 6_000,
 }
 DEFAULT_TOTAL_STEPS = 10_000
 
@@ -249,6 +287,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "td3_proportional": ("td3", {"replay": "proportional", "gradient_steps": 2, "dropout": 0.01, "n_step": 2}),
     "sac_first_form": ("sac", {"state_value": True}),
     "sac_learned_temperature": ("sac", {"temperature": None, "initial_temperature": 0.01, "target_entropy": -4.0}),
+    "mappo_plain": ("mappo", {"normalize_value": "none", "activation": "relu"}),
+    "mappo_running": ("mappo", {"normalize_value": "running", "sharing": "all"}),
+    "mappo_unshared": ("mappo", {"sharing": "none", "agent_index": False}),
+    "maddpg_ensemble": ("maddpg", {"ensemble": 2}),
+    "maddpg_guesses": ("maddpg", {"infer_others": True}),
+    "maddpg_twins": ("maddpg", {"twin_critics": True, "policy_delay": 2, "smoothing_std": 0.2}),
 }
 # A2C and PPO to the letter, in the hands of drivers that have tests of their own.
 SHARED = ("a3c", "dppo")
@@ -261,6 +305,7 @@ STRUCTURES = (
     *("dqn_naive", "dqn_proportional", "dqn_rank", "dqn_all"),
     *("ac_q", "a2c_kfac", "recurrent_ppo_lstm", "trpo_reuse"),
     *("ddpg_noise", "td3_proportional", "sac_first_form", "sac_learned_temperature"),
+    *("mappo_running", "mappo_unshared", "maddpg_ensemble", "maddpg_guesses", "maddpg_twins"),
 )
 
 
@@ -278,10 +323,42 @@ def make_algorithm(case: str, **more: Any) -> Algorithm:
     return cls(**(settings | SETTINGS.get(name, {}) | varied | more))
 
 
+def task(environment: Environment, num_environments: int, total_steps: int) -> tuple[Chain, Spec]:
+    """The transforms that every run has, and what the algorithm is told."""
+    transforms: list[Transform] = [RescaleAction()]
+    agents, inner = None, Spaces(environment.observation_space, environment.action_space)
+    if environment.agents:
+        agents = Agents.of(environment.agents, *inner)
+        transforms.insert(0, StackAgents(agents))
+    chain = Chain(tuple(transforms), inner)
+    sizes = num_environments, total_steps, 1, environment.max_episode_steps
+    return chain, Spec(*chain.spaces, *sizes, environment.goals, agents)
+
+
+def box(*shape: int) -> spaces.Box:
+    return spaces.Box(-1, 1, shape, np.float32)
+
+
+def team(observation_spaces: Any, action_spaces: Any, names: Any = None, num_environments: int = 4) -> Spec:
+    """The task of agents with these spaces, as the drivers tell it."""
+    names = names or tuple(f"agent_{i}" for i in range(len(observation_spaces)))
+    each = (dict(zip(names, found, strict=True)) for found in (observation_spaces, action_spaces))
+    inner = Spaces(*map(spaces.Dict, each))
+    agents = Agents.of(names, *inner)
+    seen = Chain((StackAgents(agents), RescaleAction()), inner).spaces
+    return Spec(*seen, num_environments, 1_000, agents=agents)
+
+
+def observations_of(spec: Spec, *leading: int, key: Any = None) -> jax.Array:
+    """Random ones of all agents [*leading, A, d], with zeros where one sees less than others do."""
+    sizes = np.array([encoder.size for encoder in spec.agents.encoders])
+    there = np.arange(spec.agents.observation_size) < sizes[:, None]
+    return jax.random.normal(jax.random.PRNGKey(0) if key is None else key, (*leading, *there.shape)) * there
+
+
 def accepts(algorithm: Algorithm, environment: Environment, num_environments: int = 4) -> bool:
     try:
-        task = environment.observation_space, environment.action_space
-        algorithm.check(Spec(*task, num_environments, 1, max_episode_steps=environment.max_episode_steps))
+        algorithm.check(task(environment, num_environments, 1)[1])
     except UsageError:
         return False
     return True
@@ -297,24 +374,32 @@ def known_values(algorithm: Algorithm, probe: Probe) -> tuple[float, ...]:
 def probe_environment(algorithm: Algorithm) -> JaxAdapter:
     """With vectors as observations, or with indices or continuous actions for an algorithm that wants these."""
     kinds = {"tabular": False}, {"tabular": True}, {"tabular": False, "continuous": True}
-    environments = (JaxAdapter("probes", ProbeEnvironment(**kind)) for kind in kinds)
-    return next(environment for environment in environments if accepts(algorithm, environment))
+    made = (JaxAdapter("probes", for_agents(algorithm, ProbeEnvironment(**kind))) for kind in kinds)
+    return next(environment for environment in made if accepts(algorithm, environment))
+
+
+def for_agents(algorithm: Algorithm, environment: Any) -> Any:
+    """The environment of one agent, or, where the algorithm is for many, of many of whom there is one."""
+    return OneOfMany(environment) if algorithm.many_agents else environment
+
+
+def continuous_probe(algorithm: Algorithm) -> JaxAdapter:
+    return JaxAdapter("continuous", for_agents(algorithm, ContinuousProbeEnvironment()))
 
 
 def realistic_environment(algorithm: Algorithm) -> Environment:
-    """CartPole; a maze for an algorithm that wants indices, Pendulum for one that wants continuous actions."""
-    made = CLASSIC_CONTROL | TEACHING
-    environments = (JaxAdapter(name, made[name]()) for name in ("CartPole-v1", "zhixing/Maze-v0", "Pendulum-v1"))
-    return next(environment for environment in environments if accepts(algorithm, environment))
+    """CartPole; a maze for an algorithm that wants indices, Pendulum for one that wants continuous actions.
+
+    For many agents a particle world of three, who do not all see and want the same.
+    """
+    ids = ("CartPole-v1", "zhixing/Maze-v0", "Pendulum-v1", "simple_adversary_v3")
+    return next(environment for environment in map(environments.make, ids) if accepts(algorithm, environment))
 
 
 def make_driver(
     environment: Environment, seeds: tuple[int, ...] = (0,), num_environments: int = 4, total_steps: int = 10_000
 ) -> CompiledDriver | HostDriver:
-    chain = Chain((RescaleAction(),), Spaces(environment.observation_space, environment.action_space))
-    limit = environment.max_episode_steps
-    sizes = num_environments, total_steps, 1, limit
-    spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes, environment.goals)
+    chain, spec = task(environment, num_environments, total_steps)
     loop, batch = Loop(seeds, chain, spec), environment.batch(seeds, num_environments)
     return CompiledDriver(loop, batch, True) if environment.compiled else HostDriver(loop, batch)
 
@@ -334,6 +419,7 @@ def train_on_probes(algorithm: Algorithm, total_steps: int, seeds: int = 2) -> R
     keys = jax.random.split(jax.random.PRNGKey(0), (rows, 4))
     probes = jnp.repeat(jnp.arange(len(PROBES)), seeds)[:, None] + jnp.zeros(4, jnp.int32)
     observation, state = jax.vmap(jax.vmap(environment.environment.begin))(keys, probes)
+    observation = driver.loop.chain.observe(run.transforms, observation)
     run = run._replace(environment=run.environment._replace(environment=state), observation=observation)
     return train_from(driver, algorithm, run)
 

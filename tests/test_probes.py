@@ -9,9 +9,9 @@ from probes import (
     PROBES,
     REWARDED,
     TOTAL_STEPS,
-    ContinuousProbeEnvironment,
     accepts,
     ask,
+    continuous_probe,
     known_values,
     make_algorithm,
     probe_environment,
@@ -21,11 +21,9 @@ from probes import (
 )
 
 from zhixing.core import Algorithm
-from zhixing.environments.jax_adapter import JaxAdapter
 
 SEEDS = 2
 TOLERANCE = 0.1  # values are of the order of 1; a wrong bootstrap is off by at least 0.25
-CONTINUOUS = JaxAdapter("continuous", ContinuousProbeEnvironment())
 
 
 # All probes of an algorithm in one worker: they are one run.
@@ -38,7 +36,8 @@ def learned(request):
     observations = probe_environment(algorithm).environment.observations
     answers = ask(algorithm.value, run, observations), ask(algorithm.policy, run, observations)
     # A policy with a memory answers for the start of an episode; later states depend on what came before them.
-    remembers = type(algorithm).play is not Algorithm.play
+    # MADDPG's only remembers which of its policies plays.
+    remembers = type(algorithm).play is not Algorithm.play and not hasattr(algorithm, "ensemble")
     states = [probe.starts if remembers else len(probe.successor) for probe in PROBES.values()]
     values, actions = (answer.reshape(len(PROBES), SEEDS, -1) for answer in answers)
     if np.issubdtype(actions.dtype, np.floating):  # nearer to the one at -1 or to that at 1
@@ -58,11 +57,17 @@ def test_probe(learned, name):
         np.testing.assert_array_equal(actions, [best[: len(known)]] * SEEDS)
 
 
-@pytest.mark.parametrize("name", [name for name in REWARDED if accepts(make_algorithm(name), CONTINUOUS)])
+def takes_continuous_probe(name):
+    algorithm = make_algorithm(name)
+    return accepts(algorithm, continuous_probe(algorithm))
+
+
+@pytest.mark.parametrize("name", [*filter(takes_continuous_probe, REWARDED)])
 def test_continuous_probe(name):
     algorithm = make_algorithm(name)
-    run = train(algorithm, CONTINUOUS, 2 * TOTAL_STEPS.get(name, DEFAULT_TOTAL_STEPS))
-    observations = CONTINUOUS.environment.observations
+    probe = continuous_probe(algorithm)
+    run = train(algorithm, probe, 2 * TOTAL_STEPS.get(name, DEFAULT_TOTAL_STEPS))
+    observations = np.asarray(probe.environment.observations)
 
     actions = ask(algorithm.policy, run, jnp.asarray(observations))  # [S, 2, 1], in the algorithm's units, [-1, 1]
     np.testing.assert_allclose(actions, np.broadcast_to(observations / 2, actions.shape), atol=TOLERANCE)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from zhixing import environments
+from zhixing.agents import Agents, StackAgents
 from zhixing.config import Config
 from zhixing.core import Spec
 from zhixing.drivers.asynchronous import AsynchronousDriver
@@ -52,7 +53,11 @@ def build_loop(config: Config, environment: Environment) -> Loop:
     """The seeds, transforms and task that `config` describes; UsageError where they do not fit together."""
     config.check()
     settings = config.environment
+    agents, observed, acted = None, environment.observation_space, environment.action_space
     transforms: list = [RescaleAction()]
+    if environment.agents:
+        agents = Agents.of(environment.agents, observed, acted)  # type: ignore[arg-type]
+        transforms.insert(0, StackAgents(agents))
     if settings.normalize_observation:
         transforms.append(NormalizeObservation())
     if settings.scale_reward:
@@ -61,9 +66,9 @@ def build_loop(config: Config, environment: Environment) -> Loop:
         if not environment.observation_space.shape:
             raise UsageError(f"frames of {environment.observation_space} cannot be stacked; set frame_stack to 1")
         transforms.append(FrameStack(settings.frame_stack))
-    chain = Chain(tuple(transforms), Spaces(environment.observation_space, environment.action_space))
+    chain = Chain(tuple(transforms), Spaces(observed, acted))
     sizes = config.num_environments, config.total_steps, settings.frame_stack, environment.max_episode_steps
-    spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes, environment.goals)
+    spec = Spec(chain.spaces.observation, chain.spaces.action, *sizes, environment.goals, agents)
     if settings.scale_reward and getattr(config.algorithm, "hindsight", "none") != "none":
         raise UsageError(
             "algorithm.hindsight asks the environment for rewards as it gives them; set environment.scale_reward to "
@@ -170,4 +175,9 @@ def limited(environment: Environment, config: Config) -> Environment:
         factory = environment.factory
         made_by = factory.id if factory.function is None else factory.function
         return GymnasiumAdapter(made_by, limit, environment.vectorization, **factory.options)
+    if environment.backend == "pettingzoo" and config.environment.backend == "own":
+        from zhixing.environments.pettingzoo_adapter import PettingZooAdapter
+
+        assert isinstance(environment, PettingZooAdapter)
+        return PettingZooAdapter(environment.function, limit, **environment.options)
     return build_environment(replace(config, environment=replace(config.environment, max_episode_steps=limit)))

@@ -183,6 +183,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     flags.add_argument("--episodes", type=int, default=100, help="of each seed (default: 100)")
     flags.add_argument("--checkpoint", choices=("latest", "best"), default="latest")
     flags.add_argument("--json", action="store_true", help="print one JSON object")
+    flags.add_argument("--against", help="of several agents: another run that plays the other side, or 'random'")
     own = flags.parse_args(arguments)
     at_least_one("--episodes", own.episodes)
     from zhixing import runtime
@@ -190,6 +191,13 @@ def evaluate(arguments: Sequence[str]) -> None:
 
     runtime.keep_compiled_programs()
     run = TrainedRun.load(own.run, which=own.checkpoint)
+    if own.against is not None:
+        from zhixing.cross_play import RANDOM, cross_play, table
+
+        other = None if own.against == RANDOM else TrainedRun.load(own.against, which=own.checkpoint)
+        found = cross_play(run, other, own.episodes)
+        print(json.dumps(found) if own.json else table(found, str(own.run), own.against))
+        return
     summary = run.evaluate(own.episodes)
     if own.json:
         print(json.dumps(summary))
@@ -200,6 +208,9 @@ def evaluate(arguments: Sequence[str]) -> None:
         f"IQM {summary['iqm']:.2f} [{low:.2f}, {high:.2f}], mean {summary['mean']:.2f} ± {summary['std']:.2f}, "
         f"from {summary['min']:.2f} to {summary['max']:.2f}, {summary['episodes']} episodes"
     )
+    for name, its in summary.get("agents", {}).items():
+        low, high = its["interval"]
+        print(f"  {name}: IQM {its['iqm']:.2f} [{low:.2f}, {high:.2f}], mean {its['mean']:.2f} ± {its['std']:.2f}")
 
 
 def watch(arguments: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ import numpy as np
 from gymnasium import spaces
 
 from zhixing import collective
+from zhixing.agents import Agents
 from zhixing.environments.base import ACTION_MASK
 from zhixing.environments.goals import Goals
 from zhixing.errors import UsageError
@@ -49,6 +50,7 @@ class Spec:
     frame_stack: int = 1  # observations that make one, along a first axis of their own if there are several
     max_episode_steps: int | None = None  # where an episode is truncated; None if never, or not known
     goals: Goals | None = None  # of a goal environment: what reaching one is worth where another was wanted
+    agents: Agents | None = None  # who acts, where several do: observations are then [N, A, d]
 
     @property
     def num_actions(self) -> int:
@@ -101,6 +103,7 @@ class Algorithm:
 
     action_spaces: ClassVar[ActionSpaces] = ANY  # where it acts
     reads_action_mask: ClassVar[bool] = False  # never takes an action that the observation's "action_mask" forbids
+    many_agents: ClassVar[bool] = False  # acts for all agents of an environment that has several
 
     @property
     def steps_per_iteration(self) -> int:
@@ -114,14 +117,19 @@ class Algorithm:
 
     def check(self, spec: Spec) -> None:
         """Raise UsageError for a task or a setting that does not fit."""
+        name = type(self).__name__
+        if spec.agents is not None and not self.many_agents:
+            raise UsageError(
+                f"{name} acts for one agent, this environment has {spec.agents.count}; use MAPPO or MADDPG"
+            )
+        if spec.agents is None and self.many_agents:
+            raise UsageError(f"{name} is for several agents, this environment has one; use PPO, DDPG or TD3")
         if not isinstance(spec.action_space, self.action_spaces):
             known = " or ".join(space.__name__ for space in self.action_spaces)
-            raise UsageError(
-                f"{type(self).__name__} needs {known} actions, this environment has {brief(spec.action_space)}; use PPO"
-            )
+            raise UsageError(f"{name} needs {known} actions, this environment has {brief(spec.action_space)}; use PPO")
         masked = isinstance(spec.observation_space, spaces.Dict) and ACTION_MASK in spec.observation_space.spaces
         if masked and not self.reads_action_mask:
-            raise UsageError(f"{type(self).__name__} would take actions that the environment's mask forbids; use PPO")
+            raise UsageError(f"{name} would take actions that the environment's mask forbids; use PPO")
 
     def init(self, key: jax.Array, spec: Spec) -> Any:
         raise NotImplementedError
@@ -238,7 +246,7 @@ class OnPolicy(Algorithm):
 
     def learn(self, state: Any, memory: Any, rollout: Transition, key: jax.Array) -> tuple[Any, Any, dict]:
         state, metrics = self.update(state, rollout, key)
-        clock = state.clock.tick(steps=rollout.reward.size * collective.size(), updates=self.updates_per_iteration)
+        clock = state.clock.tick(steps=rollout.steps * collective.size(), updates=self.updates_per_iteration)
         return eqx.tree_at(lambda s: s.clock, state, clock), memory, metrics
 
 
@@ -312,6 +320,6 @@ class Episodic(Algorithm):
         new, metrics = jax.tree.map(
             lambda new, old: jnp.where(learned.any(), new, old), (new, metrics), (state, memory.metrics)
         )
-        clock = state.clock.tick(steps=rollout.reward.size, updates=self.updates_per_iteration)
+        clock = state.clock.tick(steps=rollout.steps, updates=self.updates_per_iteration)
         kept, waiting = jax.tree.map(lambda x: x[len(rollout.reward) :], (steps, waiting & ~complete))
         return eqx.tree_at(lambda s: s.clock, new, clock), Unfinished(kept, waiting, metrics), metrics

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from zhixing import statistics
 from zhixing.core import Algorithm
 from zhixing.drivers.loop import Loop, where_ended
 from zhixing.environments.base import Batch, Environment
@@ -28,10 +29,11 @@ EVALUATION_STREAM = 0x5EED  # sets evaluation's random numbers apart from traini
 class Played(NamedTuple):
     """Episodes that are over; each [S, episodes]."""
 
-    returns: np.ndarray  # undiscounted, the environment's own rewards
+    returns: np.ndarray  # undiscounted, the environment's own rewards; of several agents the mean of theirs
     lengths: np.ndarray
     values: np.ndarray  # V(s₀) (E.1); NaN where the algorithm has no discount or no value
     discounted_returns: np.ndarray  # G(s₀) (E.2); NaN there too
+    of_agents: np.ndarray  # [S, episodes, A], each agent's return; A is 0 where there is a single one
 
 
 class Progress(NamedTuple):
@@ -45,6 +47,7 @@ class Progress(NamedTuple):
     lengths: jax.Array  # [S, E, k] int32
     values: jax.Array  # [S, E, k]
     discounted_returns: jax.Array  # [S, E, k]
+    of_agents: jax.Array  # [S, E, k, A]
     finished: jax.Array  # [S, E] int32, episodes over
     key: jax.Array  # [S, 2]
 
@@ -52,6 +55,15 @@ class Progress(NamedTuple):
 def predicts(algorithm: Algorithm) -> bool:
     """Whether it says what it expects: a user's own algorithm may have no discount, or no value."""
     return hasattr(algorithm, "discount") and type(algorithm).value is not Algorithm.value
+
+
+def score(environment: Environment, played: Played) -> dict[str, Any]:
+    """The returns of every seed in numbers; of several agents their mean's, and under `agents` each one's own."""
+    summary = statistics.summary(played.returns)
+    if environment.agents:
+        returns = (played.of_agents[..., i] for i in range(len(environment.agents)))
+        summary["agents"] = dict(zip(environment.agents, map(statistics.summary, returns), strict=True))
+    return summary
 
 
 class Evaluator:
@@ -86,11 +98,11 @@ class Evaluator:
         else:
             while np.asarray(progress.finished).min() < self.each:
                 progress, action = self._act(algorithm, learner, progress)
-                environment, timestep = self.batch.step(progress.environment, np.asarray(action), None)
+                environment, timestep = self.batch.step(progress.environment, jax.tree.map(np.asarray, action), None)
                 progress = progress._replace(environment=environment)
                 progress = self._count(algorithm, progress, timestep)
-        played = progress.returns, progress.lengths, progress.values, progress.discounted_returns
-        return Played(*(np.asarray(x).reshape(len(self.seeds), self.episodes) for x in played))
+        played = progress.returns, progress.lengths, progress.values, progress.discounted_returns, progress.of_agents
+        return Played(*(np.asarray(x).reshape(len(self.seeds), self.episodes, *x.shape[3:]) for x in played))
 
     def begin(
         self, algorithm: Algorithm, environment: Any, transforms: Any, observation: Any, key: jax.Array
@@ -103,8 +115,11 @@ class Evaluator:
         zeros = jnp.zeros((count, self.instances, self.each))
         lengths, unknown = zeros.astype(jnp.int32), jnp.full_like(zeros, jnp.nan)
         finished = jnp.zeros((count, self.instances), jnp.int32)
+        of_agents = jnp.zeros((*zeros.shape, 0 if self.spec.agents is None else self.spec.agents.count))
         carry = self.fresh_carry(algorithm, key)
-        return Progress(environment, transforms, observation, carry, zeros, lengths, unknown, zeros, finished, key)
+        return Progress(
+            environment, transforms, observation, carry, zeros, lengths, unknown, zeros, of_agents, finished, key
+        )
 
     def fresh_carry(self, algorithm: Algorithm, key: jax.Array) -> Any:
         """As at the start of an episode [S, E, ...]; () but for a policy with a memory: noise is for training only."""
@@ -126,6 +141,7 @@ class Evaluator:
 
         def at_start(values: jax.Array) -> jax.Array:
             value = over_seeds(algorithm.value, len(self.seeds), learner, progress.observation)
+            value = value if self.spec.agents is None else value.mean(-1)
             return jnp.where(begins, value[..., None], values)
 
         return jax.lax.cond(begins.any(), at_start, lambda values: values, progress.values)
@@ -139,6 +155,9 @@ class Evaluator:
         slot = self.slot(progress)
         returns = progress.returns + jnp.where(slot, timestep.reward[..., None], 0.0)
         told = over_seeds(self.chain.reward, len(self.seeds), progress.transforms, timestep.reward)
+        of_agents = progress.of_agents
+        if timestep.agents:
+            of_agents += jnp.where(slot[..., None], timestep.agents.reward[..., None, :], 0.0)
         discount: Any = getattr(algorithm, "discount", None)
         discounted = discount**progress.lengths * told[..., None] if predicts(algorithm) else jnp.nan  # (E.2)
         discounted_returns = progress.discounted_returns + jnp.where(slot, discounted, 0.0)
@@ -155,6 +174,7 @@ class Evaluator:
             lengths=lengths,
             carry=carry,
             discounted_returns=discounted_returns,
+            of_agents=of_agents,
             finished=progress.finished + ended,
         )
 

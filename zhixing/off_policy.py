@@ -105,7 +105,7 @@ class OffPolicy(Algorithm):
     ) -> tuple[Any, Any, dict]:
         """`see`: what is done to observations [B, ...] of the replay before `update` reads them."""
         memory = memory.add(rollout, self.priority_exponent)
-        clock = state.clock.tick(steps=rollout.reward.size)
+        clock = state.clock.tick(steps=rollout.steps)
         state = eqx.tree_at(lambda s: s.clock, state, clock)
         importance = schedules.linear(self.importance_exponent, 1.0, 1.0, clock.progress)
 

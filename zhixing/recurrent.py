@@ -24,7 +24,7 @@ class RecurrentActorCritic(eqx.Module):
     """
 
     cell: Any  # GRUCell or LSTMCell
-    actor_critic: ActorCritic  # of the remembered vector [..., h]
+    actor_critic: Any  # an ActorCritic of the remembered vector [..., h], or that of a team
     encoder: Encoder = eqx.field(static=True)
 
     @classmethod
@@ -36,6 +36,10 @@ class RecurrentActorCritic(eqx.Module):
         encoder = Encoder.of(spec.observation_space)
         actor_critic = ActorCritic.create(key, remembered_spec(spec, size), settings)
         return cls(CELLS[cell](encoder.size, size, key=cell_key), actor_critic, encoder)
+
+    @property
+    def critic(self) -> Any:
+        return self.actor_critic.critic
 
     def step(self, memory: Any, observation: Any) -> tuple[Any, Any]:
         """One step of instances [...]: -> the memory after it, and what the actor-critic sees in its place."""

@@ -40,6 +40,7 @@ class Replay(eqx.Module):
     frames: Frames | None
     instances: int = eqx.field(static=True)  # N
     hindsight: Hindsight | None = eqx.field(static=True, default=None)  # how goals are replaced, if they are
+    agents: bool = eqx.field(static=True, default=False)  # of several agents, whose rewards and ends are [capacity, A]
 
     @classmethod
     def create(cls, capacity: int, example: Transition, kind: Kind = "uniform", stack: int | None = None) -> "Replay":
@@ -54,7 +55,8 @@ class Replay(eqx.Module):
             example = example._replace(observation=(), next_observation=())
         data = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape[2:]), x.dtype), example)
         cursor = Cursor(jnp.int32(0), jnp.int32(0))
-        return cls(data, make_priorities(kind, capacity), cursor, frames, instances)
+        agents = example.reward.ndim == 3
+        return cls(data, make_priorities(kind, capacity), cursor, frames, instances, agents=agents)
 
     @property
     def capacity(self) -> int:
@@ -62,7 +64,7 @@ class Replay(eqx.Module):
 
     def add(self, rollout: Transition, exponent: jax.Array | float = 0.0) -> "Replay":
         """Write `rollout` [T, N, ...] over the oldest transitions; `exponent` is prioritised replay's α."""
-        length, instances = rollout.reward.shape
+        length, instances = rollout.reward.shape[:2]
         count = length * instances
         index = (self.cursor.position + jnp.arange(count)) % self.capacity
         cursor = self.cursor.advance(count, self.capacity)
@@ -130,8 +132,10 @@ class Replay(eqx.Module):
             observation = self.frames.observation(index)
             next_observation = self.frames.successor(last, end.ended, self.newest(last))
             weight = jnp.where(end.truncated & ~end.terminated & self.frames.lost(last), 0.0, weight)
-        discounts = power * end.bootstrap
-        return Experience(observation, first.action, reward, next_observation, discounts, weight, first.extras)
+        discounts = (power[:, None] if self.agents else power) * end.bootstrap
+        return Experience(
+            observation, first.action, reward, next_observation, discounts, weight, first.extras, first.active
+        )
 
     def age(self, index: jax.Array) -> jax.Array:
         """How many places of the ring were written after `index`: 0 for the newest transition."""
@@ -143,8 +147,10 @@ class Replay(eqx.Module):
 
     def cut(self) -> "Replay":
         """With an end at the newest transitions: what is written next is of other episodes. Any leading axes."""
-        newest = (self.cursor.position - 1 - jnp.arange(self.instances)) % self.data.reward.shape[-1]
-        return replace(self, data=self.data._replace(truncated=self.data.truncated.at[..., newest].set(True)))
+        places = self.data.truncated.shape[-2 if self.agents else -1]
+        newest = (self.cursor.position - 1 - jnp.arange(self.instances)) % places
+        where = (..., newest, slice(None)) if self.agents else (..., newest)
+        return replace(self, data=self.data._replace(truncated=self.data.truncated.at[where].set(True)))
 
     def newest(self, index: jax.Array) -> jax.Array:
         """Whether what was written after `index` is not the next step but the oldest one, or nothing."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from zhixing import checkpoint, plotting, records, statistics
+from zhixing import checkpoint, plotting, records
 from zhixing import config as configs
 from zhixing.assembly import build_environment, build_evaluator, build_loop
 from zhixing.checkpoint import Checkpoints
@@ -23,6 +23,7 @@ from zhixing.core import Algorithm
 from zhixing.drivers.loop import Run
 from zhixing.environments.base import Environment, Timestep
 from zhixing.errors import UsageError
+from zhixing.evaluate import score
 from zhixing.shared import map_seeds
 
 
@@ -108,7 +109,8 @@ class TrainedRun:
         return learner, self.loop.chain.observe(transforms, batch)
 
     def _greedy(self, index: Any, observation: Any) -> Any:
-        return self.loop.chain.action(self.algorithm.policy(*self._observe(index, observation)))[0]
+        action = self.loop.chain.action(self.algorithm.policy(*self._observe(index, observation)))
+        return jax.tree.map(lambda x: x[0], action)
 
     def _estimate(self, index: Any, observation: Any) -> Any:
         return self.algorithm.value(*self._observe(index, observation))[0]
@@ -158,13 +160,16 @@ class TrainedRun:
         order = None if skills is None else range(skills) if skill is None else (skill,)
         return Player(self, self._of_seed(seed), order)
 
-    def value(self, observation: Any, seed: int | None = None) -> float:
-        """The critic's V(s) for one observation: for value learners, the largest Q(s, a)."""
-        return float(self._value(self._of_seed(seed), self._fitting(observation)))
+    def value(self, observation: Any, seed: int | None = None) -> float | np.ndarray:
+        """The critic's V(s) for one observation: for value learners, the largest Q(s, a); of several agents [A]."""
+        value = np.asarray(self._value(self._of_seed(seed), self._fitting(observation)))
+        return value if value.ndim else float(value)
 
     def _fitting(self, observation: Any, space: gymnasium.Space | None = None) -> Any:
         """`observation`, of the policy's space or of the one given, as an array."""
-        space = space or self.loop.spec.observation_space
+        space = space or (self.environment if self.environment.agents else self.loop.spec).observation_space
+        if self.environment.agents:
+            return {name: jax.tree.map(np.asarray, observation[name]) for name in self.environment.agents}
         if space.shape is None:  # of a dictionary or a tuple, whose parts have shapes of their own
             return observation
         if np.shape(observation) != space.shape:
@@ -180,7 +185,7 @@ class TrainedRun:
         evaluator = build_evaluator(self.config, self.environment, self.loop, episodes)
         played = evaluator(self.algorithm, self._learner, self._transforms, self.step + 1)
         evaluator.close()
-        return statistics.summary(played.returns)
+        return score(self.environment, played)
 
     @property
     def metrics(self) -> dict[str, np.ndarray]:
@@ -247,6 +252,8 @@ class Player:
 
 
 def plain(action: Any) -> Any:
-    """A JAX action as NumPy's, a single index as an int."""
+    """A JAX action as NumPy's, a single index as an int; of several agents a dictionary of such."""
+    if isinstance(action, dict):
+        return {name: plain(part) for name, part in action.items()}
     action = np.asarray(action)
     return int(action) if action.ndim == 0 else action

@@ -22,7 +22,7 @@ from zhixing.config import Config
 from zhixing.drivers.loop import Driver, Run, empty_window
 from zhixing.environments.base import Environment
 from zhixing.errors import Diverged, Interrupted, UsageError
-from zhixing.evaluate import predicts
+from zhixing.evaluate import predicts, score
 from zhixing.records import LiveView, Records
 
 PIECE_SECONDS = 0.3  # how long the program runs between two looks at Ctrl-C and the progress bar
@@ -195,6 +195,8 @@ class Trainer:
         if evaluate:
             played = self.evaluator(self.algorithm, self.run.learner, self.run.transforms, self.step)
             metrics |= {"evaluation/return": played.returns.mean(1), "evaluation/length": played.lengths.mean(1)}
+            for i, name in enumerate(self.environment.agents):
+                metrics[f"evaluation/return/{name}"] = played.of_agents[..., i].mean(1)
             if predicts(self.algorithm):
                 metrics["evaluation/value"] = played.values.mean(1)
                 metrics["evaluation/discounted_return"] = played.discounted_returns.mean(1)
@@ -212,6 +214,7 @@ class Trainer:
             "episode/return", "episode/length", "episode/count",
             "evaluation/return", "evaluation/length",
             *(("evaluation/value", "evaluation/discounted_return") if predicts(self.algorithm) else ()),
+            *(f"evaluation/return/{name}" for name in self.environment.agents),
             "time/updates", "time/steps_per_second",
         ]  # fmt: skip
 
@@ -241,7 +244,7 @@ class Trainer:
             "seconds": round(self.seconds, 3),
             "compile_seconds": round(self.compile_seconds, 3),
             "steps_per_second": round(self.step * self.config.seeds / self.seconds, 1),
-            "evaluation": statistics.summary(played.returns),
+            "evaluation": score(self.environment, played),
             **self.driver.report(),
             "versions": {name: version(name) for name in ("zhixing", "jax", "gymnasium")},
             "python": platform.python_version(),

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 class Transition(NamedTuple):
     """One step of an environment; arrays carry leading axes [B], [N] or [T, N].
 
+    Of A agents everything has one more axis behind these, [T, N, A, ...], and what an agent does not share with the
+    others differs along it: rewards, and where its own task ended.
+
     Bootstrapping stops at `terminated` only; recursions over time are cut at `terminated` and `truncated`.
     """
 
@@ -19,6 +22,12 @@ class Transition(NamedTuple):
     terminated: Any  # bool
     truncated: Any  # bool
     extras: Any = ()  # what `act` recorded: log-probabilities, ...
+    active: Any = ()  # of several agents: bool, whether it was still there to act
+
+    @property
+    def steps(self) -> int:
+        """Environment steps in a rollout [T, N]."""
+        return self.reward.shape[0] * self.reward.shape[1]
 
     @property
     def bootstrap(self) -> jax.Array:
@@ -32,7 +41,10 @@ class Transition(NamedTuple):
 
 
 class Experience(NamedTuple):
-    """n ≤ `n_step` steps of one episode as a replay gives them, [B]: every target is reward + discount · value(s')."""
+    """n ≤ `n_step` steps of one episode as a replay gives them, [B]: every target is reward + discount · value(s').
+
+    Of A agents `reward`, `discount` and `active` are [B, A].
+    """
 
     observation: Any  # sₜ
     action: Any  # aₜ
@@ -41,3 +53,4 @@ class Experience(NamedTuple):
     discount: jax.Array  # γⁿ, and 0 where the episode terminated at sₜ₊ₙ
     weight: jax.Array  # what the sample's loss is multiplied with: 1, or prioritised replay's importance weight
     extras: Any = ()
+    active: Any = ()  # of several agents: bool, whether it was still there to act

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 
-from zhixing.environments import GOALS, PLANES, TEACHING
+from zhixing.environments import GOALS, PARTICLES, PLANES, TEACHING, is_pettingzoo
 from zhixing.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -94,8 +94,10 @@ def made(
             environment = make(render_mode=render_mode, **options)
         elif id in TEACHING:
             environment = TextWorld(id)
-        elif id in GOALS + PLANES:
+        elif id in GOALS + PLANES + PARTICLES:
             environment = JaxWorld(id, options)
+        elif is_pettingzoo(id):
+            environment = PettingZooWorld(id, render_mode, options)
         else:
             environment = gymnasium.make(id, render_mode=render_mode, disable_env_checker=True, **options)
         # On the instance: a window keeps time by it, and the class's belongs to everyone.
@@ -108,7 +110,7 @@ def made(
         raise UsageError(f"'{id}' needs a package that is missing; {advice}") from error
     except gymnasium.error.UnregisteredEnv as error:
         hint = "only what Gymnasium has can be watched"
-        raise unknown("environment", id, {*gymnasium.registry, *TEACHING, *GOALS, *PLANES}, hint) from error
+        raise unknown("environment", id, {*gymnasium.registry, *TEACHING, *GOALS, *PLANES, *PARTICLES}, hint) from error
     except Exception as error:
         if environment is None:
             raise UsageError(
@@ -189,7 +191,7 @@ class TextWorld(gymnasium.Env):
 
 
 class JaxWorld(gymnasium.Env):
-    """A JAX environment of ours that is no table, stepped from Python and drawn as text."""
+    """A JAX environment of ours that is no table, stepped from Python and drawn as text or as a picture."""
 
     metadata = {"render_modes": ["ansi"], "render_fps": 8}
     render_mode = "ansi"
@@ -216,10 +218,42 @@ class JaxWorld(gymnasium.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         observation, self.state, reward, terminated, _ = self.go_on(self.key(), self.state, action, self.params)
         self.steps += 1
-        return observation, float(reward), bool(terminated), self.steps == self.limit, {}
+        return observation, float(np.mean(reward)), bool(terminated), self.steps == self.limit, {}
 
-    def render(self) -> str:
-        return self.world.render_text(self.state)
+    def render(self) -> Any:
+        draw = getattr(self.world, "render_frame", None) or self.world.render_text
+        return draw(self.state)
+
+
+class PettingZooWorld(gymnasium.Env):
+    """A PettingZoo environment, whose agents' mean reward counts."""
+
+    def __init__(self, id: str, render_mode: str, options: Mapping[str, Any]):
+        from zhixing.environments.pettingzoo_adapter import PettingZooAdapter
+
+        adapter = PettingZooAdapter(id, None, **{**options, "render_mode": render_mode})
+        self.inner, self.render_mode = adapter.function(**adapter.options), render_mode
+        self.metadata = dict(self.inner.metadata)
+        self.observation_space, self.action_space = adapter.observation_space, adapter.action_space
+        parts: Any = adapter.observation_space.spaces
+        self.nothing = {name: np.zeros(space.shape, space.dtype) for name, space in parts.items()}
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        observation, _ = self.inner.reset(seed=seed)
+        return self.nothing | observation, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        present = {name: action[name] for name in self.inner.agents}
+        observation, reward, _, truncated, _ = self.inner.step(present)
+        over = not self.inner.agents
+        mean = sum(reward.values()) / len(self.inner.possible_agents)
+        return self.nothing | observation, mean, over and not any(truncated.values()), over, {}
+
+    def render(self) -> Any:
+        return self.inner.render()
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 # ---------------------------------------------------------------------------------------------- showing
@@ -228,6 +262,8 @@ class JaxWorld(gymnasium.Env):
 def show(frames: Iterator[Any], fps: int) -> None:
     """Print text frames at their pace; a window has drawn its own."""
     for frame in frames:
+        if frame is not None and not isinstance(frame, str):
+            raise UsageError("this environment is drawn as pictures, not in a window; name a .gif or .mp4 to write")
         if frame is not None:
             print(frame, end="\n\n", flush=True)
             sleep(1 / fps)

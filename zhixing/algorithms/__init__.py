@@ -27,6 +27,10 @@ ALGORITHMS = {
     "discrete_sac": "DiscreteSAC",
     "diayn": "DIAYN",
     "discrete_diayn": "DiscreteDIAYN",
+    "mappo": "MAPPO",
+    "recurrent_mappo": "RecurrentMAPPO",
+    "ippo": "IPPO",
+    "maddpg": "MADDPG",
 }
 
 

@@ -204,7 +204,7 @@ class ACER(OnPolicy):
         replayed = stretches(memory, sample_key, self.replay_ratio, len(rollout.reward))
         data = jax.tree.map(lambda newest, old: jnp.concatenate([newest[None], old]), rollout, replayed)  # (ACER.2)
         state, metrics = jax.lax.scan(lambda state, x: self.update(state, *x), state, (data, jnp.stack(keys)))
-        clock = state.clock.tick(steps=rollout.reward.size, updates=self.updates_per_iteration)
+        clock = state.clock.tick(steps=rollout.steps, updates=self.updates_per_iteration)
         return state._replace(clock=clock), memory, jax.tree.map(jnp.mean, metrics)
 
     def update(self, state: State, rollout: Transition, key: jax.Array) -> tuple[State, dict]:

@@ -49,6 +49,7 @@ class Minibatch(NamedTuple):
     advantage: jax.Array  # [B], Â
     value: jax.Array  # [B], V_old(s)
     target: jax.Array  # [B]
+    active: Any = ()  # [B, A] bool, of several agents those that were there
 
 
 @hyperparameters
@@ -113,7 +114,7 @@ class PPO(AdvantageLearner):
         return action, carry, Acted(pi.log_prob(action), () if self.kl_penalty is None else pi)
 
     def batches(self, state: State, rollout: Transition, key: jax.Array) -> Minibatch:
-        return self.shuffle(self.assess(state.actor_critic.net, rollout), key)  # (PPO.2)
+        return self.shuffle(self.assess(state, rollout), key)  # (PPO.2)
 
     def gradient(self, state: State, minibatch: Minibatch) -> tuple[jax.Array, dict]:
         return state.actor_critic.gradient(lambda net: self.loss(net, minibatch, state))
@@ -133,12 +134,13 @@ class PPO(AdvantageLearner):
     def describe(self, minibatches: Minibatch) -> dict:
         return super().describe(jax.tree.map(lambda x: x[: self.minibatches], minibatches))  # each sample once
 
-    def assess(self, net: ActorCritic, rollout: Transition) -> Minibatch:
+    def assess(self, state: State, rollout: Transition) -> Minibatch:
         """The rollout [T, N] with its advantages and value targets."""
-        value, next_value = state_values(ActorCritic.value, net, rollout)
+        value, next_value = state_values(ActorCritic.value, state.actor_critic.net, rollout)
         discount = self.discount * rollout.bootstrap
         advantage = generalized_advantages(rollout.reward, discount, rollout.ended, value, next_value, self.gae_lambda)
-        return Minibatch(rollout.observation, rollout.action, rollout.extras, advantage, value, advantage + value)
+        given = rollout.observation, rollout.action, rollout.extras
+        return Minibatch(*given, advantage, value, advantage + value, rollout.active)
 
     def shuffle(self, batch: Minibatch, key: jax.Array) -> Minibatch:
         """The minibatches [K M, B, ...] of all epochs."""
@@ -166,13 +168,16 @@ class PPO(AdvantageLearner):
             "kl": kl,
             "clip_fraction": (jnp.abs(ratio - 1) > epsilon).astype(jnp.float32),
         }
-        # One mean of all: at this size XLA takes as long to start a sum as to compute it.
-        means = jnp.stack([x.ravel() for x in terms.values()]).mean(-1)
-        mean = dict(zip(terms, means, strict=True))
+        mean = dict(zip(terms, self.means(list(terms.values()), batch), strict=True))
         penalty = 0.0 if self.kl_penalty is None else state.kl_coefficient * mean["kl"]
         loss = -mean["objective"] + self.value_coefficient * mean["value_loss"] + penalty
         loss -= self.entropy_coefficient * mean["entropy"]
         return loss, mean | {"loss": loss}
+
+    def means(self, terms: list[jax.Array], batch: Minibatch) -> jax.Array:
+        """Over the minibatch."""
+        # One mean of all: at this size XLA takes as long to start a sum as to compute it.
+        return jnp.stack([x.ravel() for x in terms]).mean(-1)
 
     def policy(self, state: State, observation: jax.Array) -> jax.Array:
         return state.actor_critic.net.policy(observation).mode
@@ -191,7 +196,7 @@ def shuffled_minibatches(batch: Minibatch, key: jax.Array, epochs: int, minibatc
     A rollout that `minibatches` does not divide (the last of a run may be shorter) leaves out a few of its
     samples, others in each epoch.
     """
-    length, instances = batch.advantage.shape
+    length, instances = batch.advantage.shape[:2]
     minibatches = min(minibatches, length * instances)
     size = length * instances // minibatches
     order = random_orders(key, epochs, length * instances)

@@ -45,6 +45,7 @@ class Sequences(NamedTuple):
     advantage: jax.Array
     value: jax.Array
     target: jax.Array
+    active: Any
     ended: jax.Array  # [L, B]
     memory: Any  # [B, h], m before the first step
 
@@ -88,14 +89,15 @@ class RecurrentPPO(PPO):
         acted = Acted(pi.log_prob(action), () if self.kl_penalty is None else pi)
         return action, Carry(memory, noise), Extras(acted, carry.memory)
 
-    def assess(self, net: RecurrentActorCritic, rollout: Transition) -> Sequences:  # type: ignore[override]
-        extras, ended = rollout.extras, rollout.ended
+    def assess(self, state: State, rollout: Transition) -> Sequences:  # type: ignore[override]
+        net, extras, ended = state.actor_critic.net, rollout.extras, rollout.ended
         memories, seen = net.unroll(jax.tree.map(lambda x: x[0], extras.memory), rollout.observation, ended)
         _, next_seen = net.step(memories, rollout.next_observation)  # (M.2)
-        value, next_value = net.actor_critic.value(seen), net.actor_critic.value(next_seen)
+        value, next_value = self.worth(state, seen), self.worth(state, next_seen)
         discount = self.discount * rollout.bootstrap
         advantage = generalized_advantages(rollout.reward, discount, ended, value, next_value, self.gae_lambda)
-        batch = Minibatch(rollout.observation, rollout.action, extras.acted, advantage, value, advantage + value)
+        given = rollout.observation, rollout.action, extras.acted
+        batch = Minibatch(*given, advantage, value, advantage + value, rollout.active)
 
         # (M.3): [T, N] -> [L, sequences]. A rollout that L does not divide, the last of a run, is one sequence.
         steps = len(ended)
@@ -122,7 +124,7 @@ class RecurrentPPO(PPO):
 
     def loss(self, net: RecurrentActorCritic, sequences: Sequences, state: State):  # type: ignore[override]
         _, seen = net.unroll(sequences.memory, sequences.observation, sequences.ended)
-        batch = Minibatch(seen, *sequences[1:6])
+        batch = Minibatch(seen, *sequences[1:7])
         return super().loss(net.actor_critic, batch, state)
 
     def play(self, state: State, carry: Carry, observation: Any) -> tuple[Any, Carry]:
@@ -136,7 +138,11 @@ class RecurrentPPO(PPO):
 
     def value(self, state: State, observation: Any) -> jax.Array:
         """V at the start of an episode."""
-        return state.actor_critic.net.actor_critic.value(self.first_seen(state, observation))
+        return self.worth(state, self.first_seen(state, observation))
+
+    def worth(self, state: State, seen: Any) -> jax.Array:
+        """V of what is seen through the memory."""
+        return state.actor_critic.net.actor_critic.value(seen)
 
     def first_seen(self, state: State, observation: Any) -> Any:
         net = state.actor_critic.net

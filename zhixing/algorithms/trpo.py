@@ -138,7 +138,7 @@ class TRPO(OnPolicy):
             data = jax.tree.map(lambda old, new: jnp.concatenate([old, new]), memory, rollout)
             memory = jax.tree.map(lambda x: x[-self.reuse * self.rollout_length :], data)
         state, metrics = self.update(state, data, key)
-        clock = state.clock.tick(steps=rollout.reward.size, updates=self.updates_per_iteration)
+        clock = state.clock.tick(steps=rollout.steps, updates=self.updates_per_iteration)
         return state._replace(clock=clock), memory, metrics
 
     def update(self, state: State, rollout: Transition, key: jax.Array) -> tuple[State, dict]:

@@ -40,7 +40,7 @@ class HostCollector:
         nothing: Any = ()
         for t in range(len(keys.act)):
             decision, action = self._act(algorithm, run.learner, run._replace(learner=(), memory=()), keys.act[t])
-            action = np.asarray(action)
+            action = jax.tree.map(np.asarray, action)
             run = meanwhile(run) if t == 0 else run
             _, timestep = self.batch.step((), action, None)
             light = run._replace(learner=nothing, memory=nothing)

@@ -158,8 +158,10 @@ class Loop:
         def one_step(key: jax.Array, observation: Any) -> Transition:
             state, carry = algorithm.init(key, self.spec), algorithm.carry(self.spec, key)
             action, _, extras = algorithm.act(state, carry, observation, key)
-            flags = jnp.zeros(n, bool)
-            return Transition(observation, action, jnp.zeros(n), observation, flags, flags, extras)
+            each = (n,) if self.spec.agents is None else (n, self.spec.agents.count)
+            flags = jnp.zeros(each, bool)
+            active = () if self.spec.agents is None else flags
+            return Transition(observation, action, jnp.zeros(each), observation, flags, flags, extras, active)
 
         key = jax.ShapeDtypeStruct((2,), jnp.uint32)
         shapes = jax.eval_shape(one_step, key, observation)
@@ -206,6 +208,10 @@ class Loop:
             timestep.truncated,
             extras,
         )
+        if timestep.agents:
+            reward, terminated, active = timestep.agents
+            truncated = jnp.broadcast_to(timestep.truncated[..., None], terminated.shape)
+            transition = transition._replace(reward=reward, terminated=terminated, truncated=truncated, active=active)
         if jax.tree.leaves(carry):
             fresh = over_seeds(lambda k: algorithm.carry(self.spec, k), len(self.seeds), key)
             carry = where_ended(ended, fresh, carry)
