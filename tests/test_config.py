@@ -1,11 +1,12 @@
 """Settings: the same tree in code, in YAML and as flags."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import yaml
 from gymnasium import spaces
+from probes import team
 
 from zhixing import config
 from zhixing.algorithms import ALGORITHMS, algorithm_class
@@ -16,6 +17,7 @@ from zhixing.flags import read_flags, setting_types
 
 PPO = {"algorithm": {"name": "ppo"}}
 BOX, DISCRETE = spaces.Box(-1, 1, (2,), np.float32), spaces.Discrete(3)
+TEAM = replace(team((BOX, BOX), (DISCRETE, DISCRETE)), max_episode_steps=10)
 GOALS = Goals(reward=lambda achieved, desired: achieved)
 
 
@@ -98,6 +100,7 @@ def test_presets_can_be_read_and_fit(name):
         sizes = read.num_environments, read.total_steps
         tasks = (BOX, DISCRETE), (DISCRETE, DISCRETE), (BOX, BOX)
         specs = [Spec(*task, *sizes, max_episode_steps=10, goals=GOALS) for task in tasks]
+        specs.append(replace(TEAM, num_environments=read.num_environments, total_steps=read.total_steps))
         assert any(fits(read.algorithm, spec) for spec in specs), environment
 
 
@@ -221,7 +224,7 @@ RATES = [(name, "learning_rate") for name in ALGORITHMS]
 def test_counts_and_rates_of_an_algorithm_must_be_positive(name, setting, value):
     algorithm = algorithm_class(name)(**{setting: value})
     pairs = [(observation, action) for observation in (BOX, DISCRETE) for action in (DISCRETE, BOX)]
-    specs = [Spec(*pair, 4, 1_000, max_episode_steps=10) for pair in pairs]
+    specs = [*(Spec(*pair, 4, 1_000, max_episode_steps=10) for pair in pairs), TEAM]
     spec = next(spec for spec in specs if fits(algorithm_class(name)(), spec))
     assert (
         refusal(algorithm.check, spec) == f"algorithm.{setting} is {value}; it must be {LEAST.get(setting, 'above 0')}"

@@ -36,9 +36,8 @@ ITERATIONS = 6
 def case(request):
     """An algorithm on a task with random starts, three seeds; its driver is compiled once for all tests."""
     settings = {"learning_starts": 2 * N} if issubclass(algorithm_class(variant(request.param)[0]), OffPolicy) else {}
-    if (
-        "maddpg" in request.param
-    ):  # Adam makes large what rounding leaves of the gradient of a policy that hardly played
+    if "maddpg" in request.param or "recurrent_mappo" in request.param:
+        # Adam makes large what rounding leaves of a gradient that is nearly 0, as of a policy that hardly played.
         settings["learning_rate"] = 1e-3
     algorithm = make_algorithm(request.param, **settings)
     environment = realistic_environment(algorithm)
@@ -198,9 +197,10 @@ def test_vmap_over_a_hyperparameter(case):
 def test_name_and_documentation(case):
     assert name_of(case.algorithm) == case.name
     # One level deep: PPO with a memory, TD3 and DIAYN say only what differs from PPO, DDPG and SAC. IPPO is MAPPO with
-    # another default, and no code.
+    # another default, and no code; in MAPPO with a memory two of them meet.
     known = {algorithm_class(name) for name in ALGORITHMS if name != "ippo"}
-    assert len(known & set(type(case.algorithm).__mro__)) <= 2
+    levels = 4 if case.name == "recurrent_mappo" else 2
+    assert len(known & set(type(case.algorithm).__mro__)) <= levels
     assert type(case.algorithm).__doc__
 
 

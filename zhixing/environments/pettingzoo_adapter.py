@@ -154,7 +154,8 @@ class PettingZooBatch(Batch):
         for name in self._environment.agents:
             space = self._environment.observation_space[name]
             each = [row.get(name, self._nothing[name]) for row in rows]
-            values = concatenate(space, each, create_empty_array(space, len(rows)))
+            room: Any = create_empty_array(space, len(rows))
+            values = concatenate(space, each, room)
             stacked[name] = _map(lambda part: _to_32_bits(part).reshape(*self._shape, *part.shape[1:]), values)
         return stacked
 
