@@ -232,7 +232,9 @@ SETTINGS = {
     "mappo": {"rollout_length": 16, "minibatches": 2, "activation": "tanh"},
     "recurrent_mappo": {"rollout_length": 16, "minibatches": 2, "memory_size": 16, "activation": "tanh"},
     "ippo": {"rollout_length": 16, "minibatches": 2, "activation": "tanh"},
-    "maddpg": CONTINUOUS_CONTROL | {"hidden": (64, 64)},
+    # Rectified critics of one number often fit three values by a line, and stay there. The penalty keeps both actions
+    # in play until the critic knows them.
+    "maddpg": CONTINUOUS_CONTROL | {"activation": "tanh", "learning_rate": 3e-3, "logit_penalty": 1e-2},
 }
 TOTAL_STEPS = {
     "q_learning": 1_000,
