@@ -254,6 +254,8 @@ def test_policy_value_and_player_speak_dictionaries(match):
         assert np.all(value > 0.9) and np.all(value < 2.1)
         player = match.player()
         assert player(observation) == right and player(observation) == right
+    with pytest.raises(UsageError, match=r"^the observation lacks b_0; give that of every agent, by name$"):
+        match.value({"a_0": np.zeros(2, np.float32)})
 
 
 # -------------------------------------------------------------------------------------------------- playing each other

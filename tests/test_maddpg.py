@@ -481,3 +481,9 @@ def test_one_agent_is_not_many():
         MADDPG().check(Spec(box(3), box(2), N, 1_000))
     with pytest.raises(UsageError, match=r"^DDPG acts for one agent, this environment has 3; use MAPPO or MADDPG$"):
         DDPG().check(CONTINUOUS)
+
+
+def test_actions_without_bounds_are_refused():
+    free = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    with pytest.raises(UsageError, match=r"^MADDPG needs actions with finite bounds; wrap the environment"):
+        MADDPG().check(team((box(3), box(3)), (box(2), free)))

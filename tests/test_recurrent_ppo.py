@@ -90,7 +90,7 @@ def test_assess(cell):
     next_value = np.float64(net.actor_critic.value(jnp.float32(next_seen)))
     arguments = map(np.asarray, (rollout.reward, value, next_value, rollout.terminated, rollout.truncated))
     advantage = advantages_by_definition(*arguments, 0.9, algorithm.gae_lambda)
-    found = algorithm.assess(net, rollout)
+    found = algorithm.assess(state, rollout)
     np.testing.assert_allclose(found.value, value, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.advantage, advantage, rtol=1e-3, atol=1e-4)
     # The actor had the same memories, and the probabilities are those of what it saw.
@@ -104,15 +104,15 @@ def test_loss(cell, length):
     """(M.3): PPO's loss of what is seen, each sequence unrolled from the memory that the actor had at its start."""
     algorithm, state = make(cell, sequence_length=length)
     rollout, net = collected(algorithm, state), state.actor_critic.net
-    sequences = algorithm.assess(net, rollout)
+    sequences = algorithm.assess(state, rollout)
     assert sequences.ended.shape == ((T, N) if length is None else (2, T // 2 * N))
     seen, _ = by_hand(net, rollout)
     flat = (
-        algorithm.assess(net, rollout)
+        algorithm.assess(state, rollout)
         if length is None
-        else replace(algorithm, sequence_length=None).assess(net, rollout)
+        else replace(algorithm, sequence_length=None).assess(state, rollout)
     )
-    batch = Minibatch(jnp.float32(seen), *flat[1:6])
+    batch = Minibatch(jnp.float32(seen), *flat[1:7])
     expected, metrics = PPO.loss(algorithm, net.actor_critic, batch, state)
     loss, found = algorithm.loss(net, sequences, state)
     np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-5)
@@ -140,7 +140,7 @@ def test_shuffle():
     """(M.4): in each epoch every sequence once, whole and in its order, with its memory."""
     algorithm, state = make(sequence_length=3, epochs=3)
     rollout = collected(algorithm, state)
-    sequences = algorithm.assess(state.actor_critic.net, rollout)
+    sequences = algorithm.assess(state, rollout)
     numbers = jnp.arange(3 * 8).reshape(3, 8)  # [L, sequences]
     pieces = algorithm.shuffle(sequences._replace(advantage=numbers, memory=10.0 * jnp.arange(8)), KEY)
     assert pieces.advantage.shape == (6, 3, 4)

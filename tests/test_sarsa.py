@@ -63,7 +63,7 @@ def sarsa_by_the_book(rollouts, alpha, decay, discount, initial):
             last = step.terminated or step.truncated
             if last or t + 1 < len(steps):
                 updates.append((t if last else t + 1, i, t, step, None if last else steps[t + 1].action))
-    for *_, (s, a, r, following, terminated, _, _), next_action in sorted(updates, key=lambda update: update[:3]):
+    for *_, (s, a, r, following, terminated, *_), next_action in sorted(updates, key=lambda update: update[:3]):
         if next_action is None:
             next_action = q[following].argmax()
         visits[s, a] += 1

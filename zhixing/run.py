@@ -169,6 +169,9 @@ class TrainedRun:
         """`observation`, of the policy's space or of the one given, as an array."""
         space = space or (self.environment if self.environment.agents else self.loop.spec).observation_space
         if self.environment.agents:
+            missing = [name for name in self.environment.agents if name not in observation]
+            if missing:
+                raise UsageError(f"the observation lacks {', '.join(missing)}; give that of every agent, by name")
             return {name: jax.tree.map(np.asarray, observation[name]) for name in self.environment.agents}
         if space.shape is None:  # of a dictionary or a tuple, whose parts have shapes of their own
             return observation

@@ -115,6 +115,9 @@ class MADDPG(OffPolicyActorCritic):
         require_positive(self, *(() if self.max_gradient_norm is None else ("max_gradient_norm",)))
         require_between(self, 0, np.inf, "noise_std", "noise_theta", "logit_penalty", "guess_entropy")
         require_between(self, 0, np.inf, "smoothing_std", "smoothing_clip")
+        boxes = () if spec.agents is None or spec.agents.discrete else spec.agents.action_spaces
+        if not all(space.is_bounded() for space in boxes):  # type: ignore[attr-defined]
+            raise UsageError("MADDPG needs actions with finite bounds; wrap the environment, or use MAPPO")
         if self.n_step > 1:
             raise UsageError(f"algorithm.n_step is {self.n_step}; MADDPG's targets are of one step, set it to 1")
 
