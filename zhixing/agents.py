@@ -78,7 +78,7 @@ class Agents:
     def kinds(self) -> tuple[int, ...]:
         """Of each agent the number of its kind: equal names, but for what follows the last `_`, and equal spaces."""
         keys = [
-            (name.rpartition("_")[0] or name, str(observation), str(action))
+            (team_of(name), str(observation), str(action))
             for name, observation, action in zip(self.names, self.observation_spaces, self.action_spaces, strict=True)
         ]
         order = list(dict.fromkeys(keys))
@@ -89,9 +89,13 @@ class Agents:
         """Agents by the word that their names begin with: "adversary", "agent"."""
         found: dict[str, tuple[int, ...]] = {}
         for index, name in enumerate(self.names):
-            team = name.rpartition("_")[0] or name
-            found[team] = (*found.get(team, ()), index)
+            found[team_of(name)] = (*found.get(team_of(name), ()), index)
         return found
+
+
+def team_of(name: str) -> str:
+    """An agent's name without what follows the last `_`."""
+    return name.rpartition("_")[0] or name
 
 
 @dataclass(frozen=True)

@@ -170,10 +170,11 @@ def brief(space: gymnasium.Space) -> str:
 
 
 def require_positive(algorithm: Algorithm, *names: str) -> None:
-    """Raise UsageError unless each named setting is above zero."""
+    """Raise UsageError unless each named setting is above zero, or None where it may be."""
     for name in names:
-        if not np.all(np.asarray(getattr(algorithm, name)) > 0):
-            raise UsageError(f"algorithm.{name} is {getattr(algorithm, name)}; it must be above 0")
+        value = getattr(algorithm, name)
+        if value is not None and not np.all(np.asarray(value) > 0):
+            raise UsageError(f"algorithm.{name} is {value}; it must be above 0")
 
 
 def require_between(algorithm: Algorithm, low: float, high: float, *names: str) -> None:

@@ -111,8 +111,7 @@ class MADDPG(OffPolicyActorCritic):
 
     def check(self, spec: Spec) -> None:
         super().check(spec)
-        require_positive(self, "ensemble", "policy_delay", "gumbel_temperature", "noise_dt")
-        require_positive(self, *(() if self.max_gradient_norm is None else ("max_gradient_norm",)))
+        require_positive(self, "ensemble", "policy_delay", "gumbel_temperature", "noise_dt", "max_gradient_norm")
         require_between(self, 0, np.inf, "noise_std", "noise_theta", "logit_penalty", "guess_entropy")
         require_between(self, 0, np.inf, "smoothing_std", "smoothing_clip")
         boxes = () if spec.agents is None or spec.agents.discrete else spec.agents.action_spaces

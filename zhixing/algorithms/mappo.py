@@ -162,14 +162,14 @@ def rescaled(state: State, old: Scale) -> State:
     net: Any = learned.net
     (new_mean, new_std), known = state.scale.moments, old.weight > 0
     mean, std = (jnp.where(known, x, new) for x, new in zip(old.moments, (new_mean, new_std), strict=True))
-    nets = net.critic.nets
-    weight = nets.weights[-1] * (std / new_std)[:, None, None]
-    bias = (nets.biases[-1] * std[:, None] + (mean - new_mean)[:, None]) / new_std[:, None]
 
     def last_layers(net: Any) -> tuple[jax.Array, jax.Array]:
         nets = net.critic.nets
         return nets.weights[-1], nets.biases[-1]
 
+    weight, bias = last_layers(net)
+    weight = weight * (std / new_std)[:, None, None]
+    bias = (bias * std[:, None] + (mean - new_mean)[:, None]) / new_std[:, None]
     net = eqx.tree_at(last_layers, net, (weight, bias))
     return state._replace(actor_critic=Learned(Vector.of(net), learned.optimiser_state))
 
